@@ -1,0 +1,91 @@
+"""What is stored of a run's steps: the kinds, the statuses, and the record that replay reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import StrEnum
+from typing import Any
+from uuid import UUID
+
+
+class StepKind(StrEnum):
+    """What a step is: the method of `step` that made it."""
+
+    RUN = "run"
+    WAIT_FOR = "wait_for"
+    WAIT_UNTIL = "wait_until"
+    DELAY = "delay"
+    PAUSE = "pause"
+    POLL = "poll"
+    INVOKE_CHILD_WORKFLOW = "invoke_child_workflow"
+
+
+class StepStatus(StrEnum):
+    """Where a step stands. A wait that timed out is `completed`, with a null output."""
+
+    WAITING = "waiting"
+    RETRYING = "retrying"
+    COMPLETED = "completed"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+@dataclass(frozen=True, slots=True)
+class ErrorInfo:
+    """An error as it is stored: the exception's class name, its text, its traceback, the step it came from."""
+
+    type: str
+    message: str
+    traceback: str | None = None
+    step_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StoredStep:
+    """One step as a claim reads it. `output` is JSON text; `attempts` counts calls over the whole life of the run,
+    `prior_attempts` those made before the run was last retried."""
+
+    position: int
+    step_id: str
+    kind: StepKind
+    status: StepStatus
+    output: str | None = None
+    error: ErrorInfo | None = None
+    attempts: int = 0
+    prior_attempts: int = 0
+    wake_at: datetime | None = None
+    deadline_at: datetime | None = None
+
+    @property
+    def cleared(self) -> bool:
+        """Whether a retry of the run has taken this step's failure back: it binds the replay to nothing."""
+        return self.status is StepStatus.RETRYING and self.attempts == self.prior_attempts
+
+
+@dataclass(frozen=True, slots=True)
+class StoredEvent:
+    """One event in a run's mailbox that no wait has taken yet. `data` is JSON text."""
+
+    id: int
+    name: str
+    data: str
+    received_at: datetime
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of a run's timeline, as `get_steps` shows it. Payloads are JSON values."""
+
+    position: int
+    step_id: str
+    kind: StepKind
+    status: StepStatus
+    output: Any
+    error: dict[str, Any] | None
+    attempts: int
+    started_at: datetime | None
+    completed_at: datetime | None
+    wake_at: datetime | None
+    event_name: str | None
+    child_run_id: UUID | None

@@ -1,0 +1,52 @@
+"""The bounds on names, keys and numbers that the caller gives, checked before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+
+MAX_IDENTIFIER_LENGTH = 256
+MAX_PRIORITY = 1000
+MAX_RETRIES = 1_000_000
+PRIORITIES: Mapping[str, int] = MappingProxyType({"high": 100, "normal": 0, "low": -100})
+
+
+def checked_identifier(value: object, what: str) -> str:
+    """`value` if it is text of 1 to 256 characters that PostgreSQL can store; else TypeError or ValueError."""
+    if not isinstance(value, str):
+        raise TypeError(f"{what} must be a string, not {type(value).__name__}")
+    if not 0 < len(value) <= MAX_IDENTIFIER_LENGTH:
+        raise ValueError(f"{what} must have 1 to {MAX_IDENTIFIER_LENGTH} characters; this one has {len(value)}")
+    if "\0" in value or not _is_encodable(value):
+        raise ValueError(f"{what} must not hold NUL or lone surrogates: {value!r}")
+    return value
+
+
+def checked_priority(value: object) -> int:
+    """`"high"` (100), `"normal"` (0), `"low"` (-100) or an int within ±1000, as a number; else TypeError or ValueError."""
+    if isinstance(value, str):
+        if value not in PRIORITIES:
+            raise ValueError(f"priority {value!r} is unknown: use 'high', 'normal', 'low' or a number")
+        return PRIORITIES[value]
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"priority must be a name or an int, not {type(value).__name__}")
+    if abs(value) > MAX_PRIORITY:
+        raise ValueError(f"priority must lie within ±{MAX_PRIORITY}, not {value}")
+    return value
+
+
+def checked_retries(value: object) -> int:
+    """A number of retries from 0; else TypeError or ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"retries must be an int, not {type(value).__name__}")
+    if not 0 <= value <= MAX_RETRIES:
+        raise ValueError(f"retries must lie within 0 and {MAX_RETRIES}, not {value}")
+    return value
+
+
+def _is_encodable(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
