@@ -1,0 +1,47 @@
+# Two commands are enough on a fresh machine: make demo, make test. The rest is for those who change the code.
+#   make test ARGS="-k embedded -x"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format bench lock clean
+
+ARGS ?=
+PYTHON ?=
+BIN := .venv/bin
+STAMP := .venv/installed
+CODE := $(wildcard pgworkflows tests examples bench)
+MIGRATIONS := $(wildcard migrations/*.sql)
+
+help: ## show this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
+		while IFS='|' read -r name what; do printf '%-14s %s\n' "$$name" "$$what"; done
+
+demo: $(STAMP) ## run the sign-up example end to end (ARGS=--serve keeps it up for a browser)
+	@$(BIN)/python -m examples.signup $(ARGS)
+
+test: $(STAMP) ## run the test suite on an embedded PostgreSQL, or on PGWORKFLOWS_TEST_URL
+	@$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP) ## format, lint, types and migrations, changing nothing
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy --strict $(CODE)
+	$(BIN)/pyright $(CODE)
+	$(if $(MIGRATIONS),$(BIN)/squawk $(MIGRATIONS),@echo "no migrations yet")
+
+format: $(STAMP) ## put the code in shape, mending what ruff can mend
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+bench: $(STAMP) ## measure steps/s and latencies
+	@$(BIN)/python -m bench $(ARGS)
+
+lock: ## pin the newest allowed development dependencies in requirements-dev.lock
+	@scripts/lock "$(or $(PYTHON),python3)"
+
+clean: ## remove the environment, caches and builds (never a data directory)
+	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMP): pyproject.toml requirements-dev.lock scripts/environment
+	@PYTHON="$(PYTHON)" scripts/environment
+	@touch $@

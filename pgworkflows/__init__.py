@@ -1,0 +1,1 @@
+"""Durable workflows in Python on the PostgreSQL you already have."""
