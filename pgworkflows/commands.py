@@ -49,7 +49,7 @@ class RunCommand(Command[T]):
 
     fn: Callable[..., T]
     args: tuple[Any, ...] = ()
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    kwargs: Mapping[str, Any] = field(default_factory=dict[str, Any])
     retry_policy: RetryPolicy | None = None
     call_timeout: timedelta | None = None
 
