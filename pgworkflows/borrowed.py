@@ -1,0 +1,57 @@
+"""Connections that a caller lends, so that a call joins the caller's transaction and never ends it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import psycopg
+from psycopg.rows import tuple_row
+
+from pgworkflows.database import Executor, Row
+
+
+class _DbApi:
+    """A psycopg, Django or other DB-API connection, or one of its cursors. One plain statement is sent: a savepoint or
+    `transaction()` on a connection whose state the caller manages can commit early."""
+
+    def __init__(self, make_cursor: Callable[[], Any]) -> None:
+        self._make_cursor = make_cursor
+
+    def fetch(self, sql: str, params: Sequence[object]) -> list[Row]:
+        cursor = self._make_cursor()
+        try:
+            cursor.execute(sql, tuple(params))
+            return list(cursor.fetchall())
+        finally:
+            cursor.close()
+
+
+class _SqlAlchemy:
+    """A SQLAlchemy Connection: through its own method, so that it knows of the transaction it has begun."""
+
+    def __init__(self, connection: Any) -> None:
+        self._connection = connection
+
+    def fetch(self, sql: str, params: Sequence[object]) -> list[Row]:
+        return [tuple(row) for row in self._connection.exec_driver_sql(sql, tuple(params)).fetchall()]
+
+
+def borrowed(connection: Any) -> Executor:
+    """An executor for a psycopg 3 connection, Django's `connection`, a SQLAlchemy Connection or Session, or any DB-API
+    connection or cursor. Raises TypeError for anything else."""
+    if isinstance(connection, psycopg.Connection):
+        return _DbApi(lambda: connection.cursor(row_factory=tuple_row))
+    if isinstance(connection, psycopg.Cursor):
+        return borrowed(connection.connection)
+    if isinstance(connection, (psycopg.AsyncConnection, psycopg.AsyncCursor)):
+        raise TypeError("connection= takes synchronous connections; this one is asynchronous")
+    if callable(getattr(connection, "exec_driver_sql", None)):
+        return _SqlAlchemy(connection)
+    if callable(getattr(connection, "get_bind", None)) and callable(getattr(connection, "connection", None)):
+        return _SqlAlchemy(connection.connection())
+    if callable(getattr(connection, "cursor", None)):
+        return _DbApi(connection.cursor)
+    if callable(getattr(connection, "execute", None)) and callable(getattr(connection, "fetchall", None)):
+        return borrowed(connection.connection)
+    raise TypeError(f"connection= takes a database connection or cursor, not {type(connection).__name__}")

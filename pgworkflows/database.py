@@ -1,0 +1,195 @@
+"""Connections: how they are opened and set up, the pool of a client, and those that callers lend."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from threading import Lock
+from typing import Any, Protocol
+
+import psycopg
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
+from psycopg.rows import tuple_row
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from pgworkflows.errors import ConfigurationError, SerializationError, WorkflowEngineError
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+Pool = ConnectionPool[Connection]
+Row = tuple[Any, ...]
+
+CONNECT_TIMEOUT_S = 10
+POOL_SIZE = 10
+POOL_TIMEOUT_S = 10.0
+_DEFAULTS = {
+    "fallback_application_name": "pgworkflows",
+    "connect_timeout": str(CONNECT_TIMEOUT_S),
+    "keepalives_idle": "10",
+    "keepalives_interval": "5",
+    "keepalives_count": "3",
+}
+# A statement may not be repeated or reordered under a snapshot of its transaction, and an acknowledged write must be
+# on disk, whatever the server's defaults say. JSON shows times in the session's zone: UTC.
+_SET_UP = """
+select set_config('default_transaction_isolation', 'read committed', false),
+    set_config('default_transaction_read_only', 'off', false),
+    set_config('timezone', 'UTC', false),
+    set_config('lock_timeout', %s, false),
+    set_config(
+        'synchronous_commit',
+        case current_setting('synchronous_commit') when 'off' then 'on' else current_setting('synchronous_commit') end,
+        false
+    )
+"""
+
+
+class Executor(Protocol):
+    """Runs one statement of ours and returns its rows: on a connection of the pool, or on one that a caller lent."""
+
+    def fetch(self, sql: str, params: Sequence[object]) -> list[Row]: ...
+
+
+def normalise(conninfo: str) -> str:
+    """A connection string for libpq. Understands SQLAlchemy's `postgresql+psycopg://`; raises ConfigurationError."""
+    scheme, separator, rest = conninfo.partition("://")
+    if separator and "+" in scheme:
+        conninfo = f"{scheme.split('+')[0]}://{rest}"
+    try:
+        given = conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError:
+        # The driver's message repeats the string, which may hold a password.
+        raise ConfigurationError(
+            "the connection string could not be read: use postgresql://user:password@host:port/database"
+        ) from None
+    return make_conninfo("", **{**_DEFAULTS, **given})
+
+
+def connect(conninfo: str, *, lock_timeout_ms: int = 0) -> Connection:
+    """A connection of our own, in autocommit mode. Raises ConfigurationError with the server's reason."""
+    try:
+        conn = psycopg.connect(normalise(conninfo), autocommit=True, row_factory=tuple_row)
+    except psycopg.OperationalError as error:
+        raise ConfigurationError(f"cannot connect to PostgreSQL: {str(error).strip()}") from error
+    _set_up(conn, lock_timeout_ms)
+    return conn
+
+
+def _set_up(conn: Connection, lock_timeout_ms: int = 0) -> None:
+    conn.execute(_SET_UP, (str(lock_timeout_ms),))
+
+
+def _check(conn: Connection) -> None:
+    """Raise if an idle connection was closed by the server. Costs no round trip: an idle socket that has something
+    to read has got the server's farewell."""
+    poll = select.poll()
+    poll.register(conn.fileno(), select.POLLIN)
+    if poll.poll(0):
+        conn.execute("")
+
+
+class Database:
+    """One database for a client: a pool opened at first use, and the way to connections outside it."""
+
+    def __init__(self, conninfo: str | None, pool: Pool | None) -> None:
+        self._conninfo = None if conninfo is None else normalise(conninfo)
+        self._given = pool
+        self._pool = pool
+        self._owner = os.getpid()
+        self._lock = Lock()
+        self._left_behind: list[Pool] = []
+
+    @property
+    def conninfo(self) -> str:
+        """What a worker connects with."""
+        if self._conninfo is not None:
+            return self._conninfo
+        assert self._given is not None
+        given = self._given.conninfo
+        if not isinstance(given, str):
+            raise ConfigurationError("the pool's conninfo is a function: give conninfo= as well")
+        return normalise(make_conninfo(given, **_connect_parameters(self._given.kwargs)))
+
+    @contextmanager
+    def connection(self) -> Iterator[Connection]:
+        """A connection of the pool, checked, back in the pool afterwards."""
+        pool = self._open()
+        try:
+            conn = pool.getconn()
+        except PoolTimeout as error:
+            raise ConfigurationError(f"no connection to PostgreSQL within {pool.timeout:.0f} s: {error}") from error
+        try:
+            with conn:
+                yield conn
+        finally:
+            pool.putconn(conn)
+
+    def fetch(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+        """Run one statement on a connection of the pool."""
+        try:
+            with self.connection() as conn, conn.cursor(row_factory=tuple_row) as cursor:
+                cursor.execute(sql.encode(), params)
+                return cursor.fetchall()
+        except psycopg.Error as error:
+            raise _explained(error) from error
+
+    def close(self) -> None:
+        """Close the pool unless it was given."""
+        with self._lock:
+            pool, self._pool = self._pool, self._given
+            if pool is not None and pool is not self._given and self._owner == os.getpid():
+                pool.close()
+
+    def _open(self) -> Pool:
+        pool = self._pool
+        if pool is not None and (pool is self._given or self._owner == os.getpid()):
+            return pool
+        with self._lock:
+            if self._pool is not None and self._owner != os.getpid():
+                # A fork: the pool and its sockets are the parent's. It must not be closed from here.
+                self._left_behind.append(self._pool)
+                self._pool = None
+            if self._pool is None:
+                self._owner = os.getpid()
+                self._pool = self._make_pool()
+            return self._pool
+
+    def _make_pool(self) -> Pool:
+        # The first connection is opened here, so that a wrong password is told at once and not after a timeout.
+        connect(self.conninfo).close()
+        return ConnectionPool(
+            self.conninfo,
+            connection_class=Connection,
+            kwargs={"autocommit": True, "row_factory": tuple_row},
+            min_size=1,
+            max_size=POOL_SIZE,
+            timeout=POOL_TIMEOUT_S,
+            configure=_set_up,
+            check=_check,
+            open=True,
+            name="pgworkflows",
+        )
+
+
+def _connect_parameters(kwargs: Any) -> dict[str, Any]:
+    ours = {"autocommit", "row_factory", "prepare_threshold", "cursor_factory", "context"}
+    return {key: value for key, value in dict(kwargs or {}).items() if key not in ours}
+
+
+def _explained(error: psycopg.Error) -> Exception:
+    """The library's error for what a statement of ours can meet on the server; the driver's where there is none."""
+    reason = str(error).strip()
+    explained: WorkflowEngineError
+    match error:
+        case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedFunction() | psycopg.errors.InvalidSchemaName():
+            explained = ConfigurationError(f"the schema is not there or is older: call migrate() first ({reason})")
+        case psycopg.errors.ReadOnlySqlTransaction():
+            explained = ConfigurationError(f"the server is read-only; connect to the primary ({reason})")
+        case psycopg.errors.InsufficientPrivilege():
+            explained = ConfigurationError(f"the database user lacks a privilege ({reason})")
+        case psycopg.errors.ProgramLimitExceeded() | psycopg.DataError():
+            explained = SerializationError(f"PostgreSQL refused a value ({reason})")
+        case _:
+            return error
+    return explained

@@ -1,0 +1,45 @@
+"""SQL text for a schema of any name: files are written with the literal schema `pgworkflows`, quoted here."""
+
+from __future__ import annotations
+
+import re
+from functools import lru_cache
+from importlib.resources import files
+
+DEFAULT_SCHEMA = "pgworkflows"
+MAX_SCHEMA_BYTES = 63
+_NAME = re.compile(r"""\bpgworkflows\.|"pgworkflows"|'pgworkflows'""")
+
+
+def checked_schema(name: object) -> str:
+    """`name` if PostgreSQL can have a schema called so; else TypeError or ValueError."""
+    if not isinstance(name, str):
+        raise TypeError(f"the schema must be a string, not {type(name).__name__}")
+    if not 0 < len(name.encode(errors="replace")) <= MAX_SCHEMA_BYTES or "\0" in name:
+        raise ValueError(f"the schema's name must have 1 to {MAX_SCHEMA_BYTES} bytes and no NUL: {name!r}")
+    if name.startswith("pg_") or "$" in name:
+        raise ValueError(f"the schema's name must neither start with pg_ nor hold a dollar sign: {name!r}")
+    return name
+
+
+def render(sql: str, schema: str) -> str:
+    """`sql` with the literal schema `pgworkflows` replaced by `schema`, quoted as identifier or as text."""
+    identifier = '"' + schema.replace('"', '""') + '"'
+    literal = "'" + schema.replace("'", "''") + "'"
+    spelled = {"pgworkflows.": f"{identifier}.", '"pgworkflows"': identifier, "'pgworkflows'": literal}
+    return _NAME.sub(lambda match: spelled[match[0]], sql)
+
+
+@lru_cache(maxsize=None)
+def statement(name: str, schema: str) -> str:
+    """The statement in `sql/<name>.sql` for `schema`, with `%s` for its parameters."""
+    return render(_read(name), schema.replace("%", "%%"))
+
+
+def script(name: str, schema: str) -> str:
+    """The statements in `sql/<name>.sql` for `schema`, which take no parameters."""
+    return render(_read(name), schema)
+
+
+def _read(name: str) -> str:
+    return (files("pgworkflows.sql") / f"{name}.sql").read_text(encoding="utf-8")

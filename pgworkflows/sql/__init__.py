@@ -1,0 +1,1 @@
+"""The statements, one a file; `store` and `migrate` read them by name."""
