@@ -8,7 +8,7 @@ from importlib.resources import files
 
 DEFAULT_SCHEMA = "pgworkflows"
 MAX_SCHEMA_BYTES = 63
-_NAME = re.compile(r"""\bpgworkflows\.|"pgworkflows"|'pgworkflows'""")
+_NAME = re.compile(r"""(?P<text>'pgworkflows')|'pgworkflows\.(?P<relation>\w+)'|\bpgworkflows\.|"pgworkflows\"""")
 
 
 def checked_schema(name: object) -> str:
@@ -23,11 +23,22 @@ def checked_schema(name: object) -> str:
 
 
 def render(sql: str, schema: str) -> str:
-    """`sql` with the literal schema `pgworkflows` replaced by `schema`, quoted as identifier or as text."""
+    """`sql` with the literal schema `pgworkflows` replaced by `schema`: quoted as an identifier before a dot or in
+    double quotes, as text in single quotes."""
     identifier = '"' + schema.replace('"', '""') + '"'
-    literal = "'" + schema.replace("'", "''") + "'"
-    spelled = {"pgworkflows.": f"{identifier}.", '"pgworkflows"': identifier, "'pgworkflows'": literal}
-    return _NAME.sub(lambda match: spelled[match[0]], sql)
+
+    def spelled(match: re.Match[str]) -> str:
+        if match["text"]:
+            return _literal(schema)
+        if match["relation"]:
+            return _literal(f"{identifier}.{match['relation']}")
+        return identifier + ("." if match[0].endswith(".") else "")
+
+    return _NAME.sub(spelled, sql)
+
+
+def _literal(text: str) -> str:
+    return "'" + text.replace("'", "''") + "'"
 
 
 @lru_cache(maxsize=None)
