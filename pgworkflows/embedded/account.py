@@ -8,6 +8,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from pgworkflows.embedded.place import HANDLES
 from pgworkflows.errors import ConfigurationError
 
 UNPRIVILEGED = ("postgres", "nobody")
@@ -82,10 +83,15 @@ def nearest_existing(path: Path) -> Path:
     return next(candidate for candidate in (path, *path.parents) if candidate.exists())
 
 
+def within_reach(data_dir: Path, account: Account) -> bool:
+    """Whether a server of the account can work in the directory, by its path or by a descriptor of root's."""
+    return HANDLES.is_dir() or account.may_enter(nearest_existing(data_dir.parent))
+
+
 def hand_over(data_dir: Path, account: Account) -> None:
     """As root, make sure that the directory exists, can be reached by the account, and belongs to it."""
-    parent = nearest_existing(data_dir.parent)
-    if not account.may_enter(parent):
+    if not within_reach(data_dir, account):
+        parent = nearest_existing(data_dir.parent)
         closed = next(p for p in (*reversed(parent.parents), parent) if not account.may_enter(p))
         raise ConfigurationError(
             f"the data directory {data_dir} is out of reach: root's server runs as user {account.name}, who may not "
@@ -101,7 +107,7 @@ def hand_over(data_dir: Path, account: Account) -> None:
                 f"the data directory {data_dir} belongs to root and is not empty, and PostgreSQL refuses to run as "
                 f"root; choose another data_dir, or give this one away with chown -R {account.name} {data_dir}"
             )
-        os.chown(data_dir, account.uid, account.gid)
+        os.chown(data_dir, account.uid, account.gid, follow_symlinks=False)
     except OSError as error:
         raise ConfigurationError(
             f"the data directory {data_dir} cannot be used: {error}; choose another one"

@@ -42,7 +42,7 @@ def check_version(bin_dir: Path, place: Place) -> None:
     number = re.search(r"\d+", said)
     if number is None or number[0] != made_by:
         raise RefusedError(
-            f"the data directory {place.data_dir} was made by PostgreSQL {made_by}, and the binaries in {bin_dir} are "
+            f"the data directory {place.name} was made by PostgreSQL {made_by}, and the binaries in {bin_dir} are "
             f"PostgreSQL {number[0] if number else said.strip()}; name binaries of version {made_by} in "
             "PGWORKFLOWS_POSTGRES_BIN, move the data with pg_dump or pg_upgrade, or choose another data_dir"
         )
@@ -61,7 +61,7 @@ def initialise(bin_dir: Path, place: Place) -> None:
             for name in place.contents():
                 _remove(place.data_dir / name)
         if place.contents():
-            raise RefusedError(f"{place.data_dir} is not empty and not a PostgreSQL data directory; choose another one")
+            raise RefusedError(f"{place.name} is not empty and not a PostgreSQL data directory; choose another one")
         made = place.control / f"initdb-{os.getpid()}"
         _run_initdb(bin_dir, place, made)
         place.moving_in.touch()
@@ -79,12 +79,14 @@ def _run_initdb(bin_dir: Path, place: Place, target: Path) -> None:
     command += ["--auth-local=trust", "--auth-host=scram-sha-256", f"--pwfile={place.password}"]
     if place.temporary.exists():
         command.append("--no-sync")
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, cwd=place.data_dir, check=False)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, cwd=place.data_dir, pass_fds=place.handles, check=False
+    )
     if done.returncode != 0:
         shutil.rmtree(target, ignore_errors=True)
         said = (done.stdout + done.stderr).decode("utf-8", "replace").strip().splitlines()
         raise RefusedError(
-            f"initdb could not make a PostgreSQL data directory in {place.data_dir} (exit status {done.returncode}); "
+            f"initdb could not make a PostgreSQL data directory in {place.name} (exit status {done.returncode}); "
             "it said:\n" + "\n".join(said[-15:])
         )
 
@@ -106,7 +108,12 @@ def start_server(bin_dir: Path, place: Place, settings: Mapping[str, str]) -> Po
         with place.log.open("ab") as log:
             since = log.tell()
             server = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=place.data_dir, pass_fds=(running,)
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=place.data_dir,
+                pass_fds=(running, *place.handles),
             )
         os.pwrite(running, str(server.pid).encode(), 0)
     finally:
@@ -123,7 +130,7 @@ def _wait_for_running(place: Place, running: int) -> Postmaster | None:
             return found
         if time.monotonic() > deadline:
             raise RefusedError(
-                f"the server of {place.data_dir} neither becomes ready nor ends; its log says:\n{place.log_tail()}"
+                f"the server of {place.name} neither becomes ready nor ends; its log says:\n{place.log_tail()}"
             )
         time.sleep(POLL_SECONDS)
     return None
@@ -149,7 +156,7 @@ def _wait_until_ready(place: Place, server: subprocess.Popen[bytes], since: int)
     status = server.poll()
     stop_server(place, AT_ONCE)
     fate = "gave up waiting for it" if status is None else f"exit status {status}"
-    raise RefusedError(f"PostgreSQL did not start in {place.data_dir} ({fate}); its log says:\n{place.log_tail(since)}")
+    raise RefusedError(f"PostgreSQL did not start in {place.name} ({fate}); its log says:\n{place.log_tail(since)}")
 
 
 def stop_server(place: Place, how: Sequence[tuple[signal.Signals, float]] = GENTLY) -> None:

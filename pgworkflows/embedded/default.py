@@ -8,7 +8,7 @@ import os
 import threading
 from pathlib import Path
 
-from pgworkflows.embedded.account import account_for, nearest_existing
+from pgworkflows.embedded.account import account_for, nearest_existing, within_reach
 from pgworkflows.embedded.server import EmbeddedPostgres
 
 FOLDER = ".pgworkflows"
@@ -53,7 +53,7 @@ def default_directory() -> Path:
         return wanted
     account = account_for(None)
     if account is not None:
-        if account.may_enter(nearest_existing(wanted)):
+        if within_reach(wanted, account):
             return wanted
         return Path("/var/lib/pgworkflows") / _name_for(here)
     if os.access(nearest_existing(wanted), os.W_OK):

@@ -41,10 +41,15 @@ DEFAULT_PORT = 5432  # without TCP it only names the socket
 
 @dataclass(frozen=True)
 class Request:
-    """What the owner asks for. `data_dir` None: a temporary one. `uid` None: stay who you are. `port`: on loopback."""
+    """What the owner asks for.
+
+    `data_dir` None: a temporary one. `closed`: its user may not enter a directory above it. `uid` None: stay who you
+    are. `port` None: listen on the socket alone.
+    """
 
     bin_dir: str
     data_dir: str | None
+    closed: bool
     uid: int | None
     gid: int | None
     port: int | None
@@ -54,7 +59,7 @@ class Request:
 class Keeper:
     """One owner's hold on the server of one place."""
 
-    def __init__(self, request: Request) -> None:
+    def __init__(self, request: Request, handle: int | None) -> None:
         self.bin_dir = Path(request.bin_dir)
         self.port = request.port
         self.extra_settings = request.settings
@@ -62,7 +67,7 @@ class Keeper:
             sweep()
             self.place = Place(Path(tempfile.mkdtemp(prefix=TEMPORARY_PREFIX)))
         else:
-            self.place = Place(Path(request.data_dir))
+            self.place = Place(Path(request.data_dir), handle)
             check_directory(self.place)
             check_version(self.bin_dir, self.place)
         with self.place.gate():
@@ -102,11 +107,11 @@ class Keeper:
         if self.port is not None and (not found.listens_on or found.port != self.port):
             where = f"on port {found.port}" if found.listens_on else "on its socket alone"
             raise RefusedError(
-                f"the server of {self.place.data_dir} is already running and listens {where}, not on port {self.port}; "
+                f"the server of {self.place.name} is already running and listens {where}, not on port {self.port}; "
                 "leave out port=, or stop its other users first"
             )
         return {
-            "data_dir": str(self.place.data_dir),
+            "data_dir": str(self.place.name),
             "socket_dir": found.socket_dir,
             "port": found.port,
             "password": None if self.port is None else self.place.password.read_text(),
@@ -120,17 +125,17 @@ def check_directory(place: Place) -> None:
     owner = path.stat().st_uid
     if owner != os.geteuid():
         raise RefusedError(
-            f"the data directory {path} belongs to {user_name(owner)}, and this process would run the server as "
+            f"the data directory {place.name} belongs to {user_name(owner)}, and this process would run the server as "
             f"{user_name(os.geteuid())}; run as {user_name(owner)}, or choose another data_dir"
         )
     if not os.access(path, os.W_OK):
-        raise RefusedError(f"the data directory {path} is not writable; choose another data_dir")
+        raise RefusedError(f"the data directory {place.name} is not writable; choose another data_dir")
     found = place.contents()
     if not found:
         path.chmod(0o700)  # PostgreSQL insists
     elif "PG_VERSION" not in found and not (path / CONTROL).exists():
         raise RefusedError(
-            f"{path} is not empty and not a PostgreSQL data directory (it holds {', '.join(found[:3])}"
+            f"{place.name} is not empty and not a PostgreSQL data directory (it holds {', '.join(found[:3])}"
             f"{', …' if len(found) > 3 else ''}); choose an empty directory, or one that does not exist yet"
         )
 
@@ -214,9 +219,10 @@ def main() -> None:
     keepers: list[Keeper] = []
 
     def begin() -> dict[str, Any]:
+        handle = os.open(request.data_dir, os.O_RDONLY) if request.data_dir is not None and request.closed else None
         if request.uid is not None and request.gid is not None:
             become(request.uid, request.gid)
-        keepers.append(Keeper(request))
+        keepers.append(Keeper(request, handle))
         return keepers[0].start()
 
     if answered(begin):

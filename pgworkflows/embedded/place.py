@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 CONTROL = ".pgworkflows"
+HANDLES = Path("/proc/self/fd")
 MAX_SOCKET_PATH_BYTES = 103  # macOS has 104 with the final NUL, Linux 108
 IGNORED = frozenset({CONTROL, "lost+found"})
 
@@ -36,11 +37,17 @@ class Postmaster:
 
 
 class Place:
-    """A data directory, its control files and its locks."""
+    """A data directory, its control files and its locks.
 
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
-        self.control = data_dir / CONTROL
+    `name` is its path for people. `data_dir` is the path to use: the same, or, where the server's user may not enter
+    a directory above, Linux's name for a descriptor that root opened, which `handles` then holds for child processes.
+    """
+
+    def __init__(self, data_dir: Path, handle: int | None = None) -> None:
+        self.name = data_dir
+        self.handles = () if handle is None else (handle,)
+        self.data_dir = data_dir if handle is None else HANDLES / str(handle)
+        self.control = self.data_dir / CONTROL
         self.log = self.control / "server.log"
         self.password = self.control / "password"
         self.temporary = self.control / "temporary"  # stands in a directory that goes when its last user goes
@@ -100,7 +107,8 @@ class Place:
     def socket_directory(self) -> Path:
         """A directory closed to other users, its path short and plain enough for a socket, the same every time."""
         longest = os.fsencode(self.control / ".s.PGSQL.65535")
-        if len(longest) <= MAX_SOCKET_PATH_BYTES and re.fullmatch(rb"[A-Za-z0-9/._+ -]+", longest):
+        plain = len(longest) <= MAX_SOCKET_PATH_BYTES and re.fullmatch(rb"[A-Za-z0-9/._+ -]+", longest)
+        if plain and not self.handles:
             return self.control
         short = self._short_socket_directory()
         with contextlib.suppress(FileExistsError):
@@ -118,7 +126,7 @@ class Place:
                 short.rmdir()
 
     def _short_socket_directory(self) -> Path:
-        digest = hashlib.sha256(os.fsencode(self.data_dir)).hexdigest()[:12]
+        digest = hashlib.sha256(os.fsencode(self.name)).hexdigest()[:12]
         return Path("/tmp") / f"pgw-{os.geteuid()}-{digest}"  # noqa: S108  # made 0700, owner and mode are checked
 
 

@@ -165,11 +165,14 @@ class EmbeddedPostgres:
                 f"{ENVIRONMENT_VARIABLE}, or set DATABASE_URL to a server of your own"
             )
         account = account_for(self._wanted_dir)
+        closed = False
         if account is not None and self._wanted_dir is not None:
             hand_over(self._wanted_dir, account)
+            closed = not account.may_enter(self._wanted_dir)
         return {
             "bin_dir": str(binaries.directory if account is None else runnable_by(account, binaries)),
             "data_dir": None if self._wanted_dir is None else str(self._wanted_dir),
+            "closed": closed,
             "uid": account.uid if account else None,
             "gid": account.gid if account else None,
             "port": self._port,
