@@ -6,6 +6,7 @@ databases; there the session drops what it made, and what a killed session left.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
 import shutil
@@ -20,6 +21,7 @@ import pytest
 from psycopg import sql
 
 from pgworkflows.embedded import EmbeddedPostgres
+from pgworkflows.embedded.place import CONTROL
 
 PREFIX = "pgworkflows_test_"
 SETTINGS = {
@@ -156,4 +158,7 @@ def make_directory() -> Iterator[Callable[[], Path]]:
 
     yield make
     for path in made:
+        for running in path.rglob(f"{CONTROL}/running"):
+            with running.open() as lock:
+                fcntl.flock(lock, fcntl.LOCK_SH)  # the server of a process that has ended is still stopping
         shutil.rmtree(path)

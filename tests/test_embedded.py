@@ -25,7 +25,8 @@ from pgworkflows.embedded.account import Account, account_for
 from pgworkflows.embedded.place import CONTROL
 from pgworkflows.errors import ConfigurationError
 
-OWNER = Path(__file__).parent / "programs" / "embedded_owner.py"
+ROOT = Path(__file__).parents[1]
+OWNER = ROOT / "tests" / "programs" / "embedded_owner.py"
 AS_ROOT = os.geteuid() == 0
 as_root = pytest.mark.skipif(not AS_ROOT, reason="only root can become another user")
 as_ordinary_user = pytest.mark.skipif(AS_ROOT, reason="root may write everywhere")
@@ -36,9 +37,11 @@ MakeDirectory = Callable[[], Path]
 class Owner:
     """A process that holds an embedded server, to be killed."""
 
-    def __init__(self, where: str | Path, cwd: Path | None = None, **options: Any) -> None:
-        python = options.pop("python", sys.executable)
-        self.process: subprocess.Popen[bytes] = subprocess.Popen(
+    def __init__(
+        self, where: str | Path, *, cwd: Path | None = None, python: str = sys.executable, user: Account | None = None
+    ) -> None:
+        paths = [str(ROOT), str(Path(psycopg.__file__).parents[1])]
+        self.process = subprocess.Popen(
             [python, str(OWNER), str(where)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -46,7 +49,10 @@ class Owner:
             text=False,
             cwd=cwd,
             start_new_session=True,
-            **options,
+            user=user.uid if user else None,
+            group=user.gid if user else None,
+            extra_groups=[] if user else None,
+            env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths)} if user else None,
         )
 
     def hear(self) -> dict[str, Any]:
@@ -75,7 +81,7 @@ class Owner:
 
 
 @pytest.fixture
-def start_owner() -> Iterator[Callable[..., Owner]]:
+def start_owner(make_directory: MakeDirectory) -> Iterator[Callable[..., Owner]]:
     owners: list[Owner] = []
 
     def start(*args: Any, **options: Any) -> Owner:
@@ -595,20 +601,11 @@ def test_an_ordinary_user_runs_a_server(start_owner: Callable[..., Owner], make_
         (p for p in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}") if nobody.succeeds(p, "--version")),
         None,
     )
-    paths = [str(Path(__file__).parents[1]), str(Path(psycopg.__file__).parents[1])]
-    if python is None or not all(nobody.may_enter(Path(path)) for path in paths):
+    if python is None or not all(nobody.may_enter(path) for path in (ROOT, Path(psycopg.__file__).parents[1])):
         pytest.skip("another user cannot reach this Python or this directory")
     home = make_directory()
     os.chown(home, nobody.uid, nobody.gid)
-    owner = start_owner(
-        home / "data",
-        cwd=home,
-        python=python,
-        user=nobody.uid,
-        group=nobody.gid,
-        extra_groups=[],
-        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths)},
-    )
+    owner = start_owner(home / "data", cwd=home, python=python, user=nobody)
     said = owner.said
     assert said["uid"] == nobody.uid
     # Root and the directory's owner share its server.

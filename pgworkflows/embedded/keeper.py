@@ -13,6 +13,7 @@ import fcntl
 import json
 import os
 import pwd
+import select
 import shutil
 import signal
 import sys
@@ -79,6 +80,8 @@ class Keeper:
     def start(self) -> dict[str, Any]:
         """Bring the server up, or find it up; the answer for the owner."""
         with self.place.gate():
+            if select.select([sys.stdin], [], [], 0)[0]:
+                return {}  # while this waited for the gate, the owner died
             initialise(self.bin_dir, self.place)
             return self._answer(start_server(self.bin_dir, self.place, self._settings()))
 
