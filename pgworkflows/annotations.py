@@ -30,17 +30,20 @@ _JSON_CLASSES = frozenset({bool, int, float, str, list, dict})
 _MAPPINGS = (dict, abc.Mapping, abc.MutableMapping)
 
 
-def return_annotation(fn: Callable[..., Any]) -> Any:
-    """The annotation of what `fn` returns, or NOTHING. A class returns its instances; partials, bound methods,
-    wrapped functions and objects with `__call__` are looked through."""
+def return_annotation(fn: Callable[..., Any], names: Mapping[str, Any] | None = None) -> Any:
+    """The annotation of what `fn` returns, its names looked up as `resolved` does; NOTHING if there is none.
+
+    A class returns its instances; partials, bound methods, wrapped functions and objects with `__call__` are looked
+    through.
+    """
     if isinstance(fn, partial):
-        return return_annotation(fn.func)
+        return return_annotation(fn.func, names)
     if isinstance(fn, type):
         return fn
     fn = getattr(fn, "__func__", fn)
-    if not hasattr(fn, "__annotations__") and hasattr(type(fn), "__call__"):  # noqa: B004  (the method is what is asked for)
+    if not hasattr(fn, "__annotations__"):
         fn = type(fn).__call__
-    return resolved(annotations_of(fn).get("return", NOTHING), fn)
+    return resolved(annotations_of(fn).get("return", NOTHING), fn, names)
 
 
 def annotations_of(fn: object) -> Mapping[str, Any]:

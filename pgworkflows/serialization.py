@@ -78,6 +78,19 @@ class Codec:
                 return plain
         return self._adapter.validate_json(text)
 
+    def validated(self, value: Any) -> Any:
+        """`value`, valid already or JSON, as the annotation says; what pydantic raises is the caller's."""
+        if self._adapter is None or (self._exact is not None and type(value) in self._exact):
+            return value
+        try:
+            return self._adapter.validate_python(value)
+        except ValidationError as misfit:
+            # Strict schemas take more from JSON than from Python: a date as text, a tuple as a list.
+            try:
+                return self._adapter.validate_json(encode_plain(value, "the value"))
+            except (ValidationError, SerializationError):
+                raise misfit from None
+
     def _fitted(self, text: str, what: str) -> Any:
         try:
             return self.load(text)
