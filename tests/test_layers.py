@@ -34,9 +34,9 @@ FLOORS: Mapping[str, set[str]] = {
         "schemas",
         "serialization",
     },
-    "1 logic, pure": {"definition", "handlers", "peers", "registry", "replay", "source"},
+    "1 logic, pure": {"definition", "handlers", "registry", "replay", "source"},
     "2 postgres": {"borrowed", "claims", "database", "embedded", "listener", "migrate", "schema", "sql", "store"},
-    "3 use cases": {"client", "execution", "journal", "runner", "schedules"},
+    "3 use cases": {"client", "execution", "journal", "peers", "runner", "schedules"},
     "4 threads": {
         "alarms",
         "backoff",
@@ -63,10 +63,10 @@ class Rule(NamedTuple):
     exceptions: Mapping[str, str]
 
 
-CATCHES_ITS_ERRORS = {
-    room: "catches the driver's errors, and sends it nothing"
-    for room in ("dispatcher", "ear", "heartbeat", "journal", "scribe", "worker")
-}
+CATCHES_ITS_ERRORS = dict.fromkeys(
+    ("dispatcher", "ear", "heartbeat", "journal", "scribe", "worker"),
+    "catches the driver's errors, and sends it nothing",
+)
 RULES = [
     Rule(frozenset({"psycopg", "psycopg_pool", "psycopg2"}), frozenset({2}), CATCHES_ITS_ERRORS),
     Rule(
@@ -98,12 +98,13 @@ SQL_EXCEPTIONS: Mapping[str, str] = {}
 
 
 class Import(NamedTuple):
-    """One imported module by its dotted name, and the place that imports it."""
+    """One imported module by its dotted name, and the place that imports it, perhaps under `if TYPE_CHECKING`."""
 
     room: str
     path: Path
     line: int
     name: str
+    for_types_only: bool
 
     def __str__(self) -> str:
         return f"{self.path.relative_to(PACKAGE.parent)}:{self.line} imports {self.name}"
@@ -124,12 +125,19 @@ def sources() -> list[tuple[Path, ast.Module]]:
 @cache
 def imports() -> list[Import]:
     return [
-        Import(room_of(path), path, node.lineno, name)
+        Import(room_of(path), path, node.lineno, name, node in for_types)
         for path, tree in sources()
+        for for_types in [_under_type_checking(tree)]
         for node in ast.walk(tree)
         if isinstance(node, ast.Import | ast.ImportFrom)
         for name in _imported(path, node)
     ]
+
+
+def _under_type_checking(tree: ast.Module) -> set[ast.AST]:
+    conditions = (node for node in tree.body if isinstance(node, ast.If))
+    guarded = [node for node in conditions if ast.unparse(node.test) == "TYPE_CHECKING"]
+    return {inner for node in guarded for inner in ast.walk(node)}
 
 
 def _imported(path: Path, node: ast.Import | ast.ImportFrom) -> Iterator[str]:
@@ -173,7 +181,7 @@ def test_no_module_imports_the_public_face() -> None:
 def test_no_modules_import_each_other_in_a_circle() -> None:
     graph: dict[str, set[str]] = {}
     for found, room in imported_rooms():
-        if found.room != room:
+        if found.room != room and not found.for_types_only:
             graph.setdefault(found.room, set()).add(room)
     try:
         TopologicalSorter(graph).prepare()
