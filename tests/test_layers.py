@@ -63,7 +63,7 @@ class Rule(NamedTuple):
     exceptions: Mapping[str, str]
 
 
-CATCHES_ITS_ERRORS = dict.fromkeys(
+CATCHES_ITS_ERRORS: Mapping[str, str] = dict.fromkeys(
     ("dispatcher", "ear", "heartbeat", "journal", "scribe", "worker"),
     "catches the driver's errors, and sends it nothing",
 )
