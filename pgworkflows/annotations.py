@@ -59,6 +59,8 @@ def resolved(annotation: Any, fn: object, names: Mapping[str, Any] | None = None
     """`annotation`, its names looked up in `names`, the closure and the module of `fn`; NOTHING if one is missing."""
     if annotation is NOTHING:
         return NOTHING
+    while isinstance(fn, partial):
+        fn = fn.func
     source = inspect.unwrap(cast("Callable[..., Any]", fn))
 
     def probe() -> None: ...

@@ -91,7 +91,7 @@ def _text_of(value: Any) -> str:
         text = _write(value)
     except TypeError:  # a dict key that is no JSON key, a UUID for instance
         text = _write(_for_json(value))
-    return _storable(text)
+    return text if text.isascii() and "\\u0000" not in text else _storable(text)
 
 
 def _storable(text: str) -> str:

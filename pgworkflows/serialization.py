@@ -126,7 +126,7 @@ def codec_for(annotation: Any) -> Codec:
     """The codec of `annotation`: PLAIN for one that says nothing or that pydantic does not know."""
     try:
         # Equal unions may differ in order, and the order decides between members that both fit.
-        return _cached_codec(annotation, str(annotation))
+        return _cached_codec(annotation, "" if isinstance(annotation, type) else str(annotation))
     except TypeError:  # unhashable: Annotated[int, []]
         return _build(annotation)
 
