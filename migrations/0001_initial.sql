@@ -661,6 +661,7 @@ begin
     update pgworkflows.steps as s
     set status = case when s.kind = 'run' then 'retrying' else 'waiting' end,
         prior_attempts = case when s.kind = 'run' then s.attempts else s.prior_attempts end,
+        wake_at = case when s.kind = 'run' then null else s.wake_at end,
         completed_at = null
     where s.run_id = run.id and s.status = 'cancelled';
     update pgworkflows.runs as r
@@ -1165,7 +1166,7 @@ begin
         set position = excluded.position,
             status = excluded.status,
             output = excluded.output,
-            error = coalesce(excluded.error, s.error),
+            error = case when excluded.status = 'completed' then null else coalesce(excluded.error, s.error) end,
             attempts = excluded.attempts,
             prior_attempts = excluded.prior_attempts,
             completed_at = excluded.completed_at,

@@ -1,1 +1,72 @@
 """Durable workflows in Python on the PostgreSQL you already have."""
+
+from pgworkflows.client import WorkflowClient
+from pgworkflows.commands import Command, PollResult, RunCommand, Step, StepContext, Steps
+from pgworkflows.current import CurrentStep, current_step
+from pgworkflows.definition import StepDefinition, Workflow, WorkflowRef, workflow, workflow_ref
+from pgworkflows.embedded import EmbeddedPostgres
+from pgworkflows.engine import WorkflowEngine
+from pgworkflows.errors import (
+    ChildWorkflowFailedError,
+    ConfigurationError,
+    DuplicateStepError,
+    IdempotencyConflictError,
+    InvalidInputError,
+    InvalidStatusError,
+    NonDeterminismError,
+    SerializationError,
+    StepFailedError,
+    StepTimeoutError,
+    WorkflowEngineError,
+    WorkflowNotFoundError,
+    WorkflowRunInProgressError,
+    WorkflowRunNotFoundError,
+    WorkflowTimeoutError,
+)
+from pgworkflows.history import StepKind, StepRecord, StepStatus
+from pgworkflows.runs import Page, RunStatus, WorkflowProgress, WorkflowRun
+from pgworkflows.worker import Worker
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ChildWorkflowFailedError",
+    "Command",
+    "ConfigurationError",
+    "CurrentStep",
+    "DuplicateStepError",
+    "EmbeddedPostgres",
+    "IdempotencyConflictError",
+    "InvalidInputError",
+    "InvalidStatusError",
+    "NonDeterminismError",
+    "Page",
+    "PollResult",
+    "RunCommand",
+    "RunStatus",
+    "SerializationError",
+    "Step",
+    "StepContext",
+    "StepDefinition",
+    "StepFailedError",
+    "StepKind",
+    "StepRecord",
+    "StepStatus",
+    "StepTimeoutError",
+    "Steps",
+    "Worker",
+    "Workflow",
+    "WorkflowClient",
+    "WorkflowEngine",
+    "WorkflowEngineError",
+    "WorkflowNotFoundError",
+    "WorkflowProgress",
+    "WorkflowRef",
+    "WorkflowRun",
+    "WorkflowRunInProgressError",
+    "WorkflowRunNotFoundError",
+    "WorkflowTimeoutError",
+    "current_step",
+    "workflow",
+    "workflow_ref",
+]

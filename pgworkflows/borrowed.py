@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from pgworkflows.database import Executor, Row
+from pgworkflows.database import Executor, Params, Row
 
 
 class _DbApi:
@@ -18,10 +18,10 @@ class _DbApi:
     def __init__(self, make_cursor: Callable[[], Any]) -> None:
         self._make_cursor = make_cursor
 
-    def fetch(self, sql: str, params: Sequence[object]) -> list[Row]:
+    def fetch(self, sql: str, params: Params) -> list[Row]:
         cursor = self._make_cursor()
         try:
-            cursor.execute(sql, tuple(params))
+            cursor.execute(sql, _positional(params))
             return list(cursor.fetchall())
         finally:
             cursor.close()
@@ -33,8 +33,12 @@ class _SqlAlchemy:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    def fetch(self, sql: str, params: Sequence[object]) -> list[Row]:
-        return [tuple(row) for row in self._connection.exec_driver_sql(sql, tuple(params)).fetchall()]
+    def fetch(self, sql: str, params: Params) -> list[Row]:
+        return [tuple(row) for row in self._connection.exec_driver_sql(sql, _positional(params)).fetchall()]
+
+
+def _positional(params: Params) -> Any:
+    return params if isinstance(params, Mapping) else tuple(params)
 
 
 def borrowed(connection: Any) -> Executor:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
+from inspect import iscoroutinefunction
 from typing import Any, Generic, NoReturn, ParamSpec, TypeAlias, TypeVar, TypeVarTuple, overload
 from uuid import UUID
 
@@ -247,3 +248,5 @@ class Step:
 def _check_callable(step_id: str, fn: object) -> None:
     if not callable(fn):
         raise TypeError(f"step {step_id!r} needs a function to call, not {type(fn).__name__}")
+    if iscoroutinefunction(fn):
+        raise TypeError(f"step {step_id!r} has an async function; step functions are synchronous for now")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, Protocol
@@ -19,6 +19,7 @@ from pgworkflows.errors import ConfigurationError, SerializationError, WorkflowE
 Connection = psycopg.Connection[tuple[Any, ...]]
 Pool = ConnectionPool[Connection]
 Row = tuple[Any, ...]
+Params = Sequence[object] | Mapping[str, object]
 
 CONNECT_TIMEOUT_S = 10
 POOL_SIZE = 10
@@ -45,10 +46,36 @@ select set_config('default_transaction_isolation', 'read committed', false),
 """
 
 
+DATA_ERROR_CLASSES = frozenset({"21", "22", "23", "54"})
+"""SQLSTATE classes of errors that one row of a statement causes, and that the same statement would only repeat."""
+
+
+class Unavailable(Exception):
+    """The server, the connection or a resource is away: the same statement may be sent again, after a pause."""
+
+
+class Refused(Exception):
+    """The server does not take a value of the statement."""
+
+
+class Locked(Exception):
+    """Somebody else holds a row of the statement."""
+
+
+def sorted_out(error: psycopg.Error) -> Unavailable | Refused | Locked:
+    """What a worker does about an error: send it again later, find the culprit, or leave it for the next time."""
+    reason = str(error).strip()
+    if isinstance(error, psycopg.errors.LockNotAvailable):
+        return Locked(reason)
+    if error.sqlstate is not None and error.sqlstate[:2] in DATA_ERROR_CLASSES:
+        return Refused(reason)
+    return Unavailable(reason)
+
+
 class Executor(Protocol):
     """Runs one statement of ours and returns its rows: on a connection of the pool, or on one that a caller lent."""
 
-    def fetch(self, sql: str, params: Sequence[object]) -> list[Row]: ...
+    def fetch(self, sql: str, params: Params) -> list[Row]: ...
 
 
 def normalise(conninfo: str) -> str:
@@ -125,7 +152,7 @@ class Database:
         finally:
             pool.putconn(conn)
 
-    def fetch(self, sql: str, params: Sequence[object] = ()) -> list[Row]:
+    def fetch(self, sql: str, params: Params = ()) -> list[Row]:
         """Run one statement on a connection of the pool."""
         try:
             with self.connection() as conn, conn.cursor(row_factory=tuple_row) as cursor:

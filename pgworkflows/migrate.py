@@ -18,7 +18,18 @@ from pgworkflows.schema import DEFAULT_SCHEMA, checked_schema, render, script, s
 
 LOCK_PATIENCE_S = 60.0
 Connection = psycopg.Connection[tuple[Any, ...]]
-OWN_NAMES = ("runs", "steps", "events", "queue", "workers", "sleepers", "schedules", "workflows", "migrations", "claims")
+OWN_NAMES = (
+    "runs",
+    "steps",
+    "events",
+    "queue",
+    "workers",
+    "sleepers",
+    "schedules",
+    "workflows",
+    "migrations",
+    "claims",
+)
 _FILE = re.compile(r"(\d{4})_\w+\.sql")
 _OLDEST_CODE = re.compile(r"^-- oldest code: (\d+)$", re.MULTILINE)
 
@@ -96,7 +107,7 @@ def _pending(conn: Connection, schema: str) -> tuple[Migration, ...]:
 def _applied(conn: Connection, schema: str) -> dict[int, int]:
     """Number → oldest code of the migrations that the database has."""
     rows = conn.execute(statement("find_own_names", schema).encode(), (schema, list(OWN_NAMES))).fetchall()
-    found = dict(rows)
+    found: dict[str, str | None] = dict(rows)
     if not found:
         return {}
     if not str(found.get("migrations") or "").startswith("The migrations of pgworkflows"):
@@ -131,6 +142,4 @@ def _apply_locked(conn: Connection, schema: str, migration: Migration) -> None:
     if migration.number == 1:
         conn.execute(script("create_migrations", schema).encode())
     conn.execute(render(migration.sql, schema).encode())
-    conn.execute(
-        statement("add_migration", schema).encode(), (migration.number, migration.name, migration.oldest_code)
-    )
+    conn.execute(statement("add_migration", schema).encode(), (migration.number, migration.name, migration.oldest_code))

@@ -42,7 +42,7 @@ class wait_added_jitter(wait_base):  # noqa: N801  (tenacity names its strategie
 
     def __call__(self, retry_state: RetryCallState) -> float:
         seconds = self.strategy(retry_state)
-        return seconds + random.uniform(0, self.share) * seconds  # noqa: S311  (spreads load, guards nothing)
+        return seconds + random.uniform(0, self.share) * seconds
 
 
 DEFAULT_WAIT = wait_added_jitter(wait_exponential(multiplier=1, max=300), share=0.25)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from functools import cache
 from importlib.resources import files
 
 DEFAULT_SCHEMA = "pgworkflows"
@@ -41,7 +41,7 @@ def _literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-@lru_cache(maxsize=None)
+@cache
 def statement(name: str, schema: str) -> str:
     """The statement in `sql/<name>.sql` for `schema`, with `%s` for its parameters."""
     return render(_read(name), schema.replace("%", "%%"))

@@ -192,8 +192,8 @@ class EmbeddedPostgres:
 
 
 def _pipes(keeper: subprocess.Popen[str]) -> tuple[IO[str], IO[str]]:
-    assert keeper.stdin is not None  # noqa: S101  # both were asked for
-    assert keeper.stdout is not None  # noqa: S101
+    assert keeper.stdin is not None  # both were asked for
+    assert keeper.stdout is not None
     return keeper.stdin, keeper.stdout
 
 

@@ -1,0 +1,232 @@
+"""The worker's statements: claims, flushes and heartbeats, each on a connection of the worker's own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import psycopg
+
+from pgworkflows.database import Connection, Refused, Unavailable, connect, sorted_out
+from pgworkflows.errors import ConfigurationError
+from pgworkflows.history import ErrorInfo, StepKind, StepStatus, StoredEvent, StoredStep
+from pgworkflows.schema import statement
+from pgworkflows.store import interval_text, moment_from
+
+WORKER_LOCK_TIMEOUT_MS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ClaimedRun:
+    """One run in a worker's hands: its fence, its fields, its history and mailbox as of the claim."""
+
+    run_id: str
+    claim_id: int
+    workflow_id: str
+    resource_id: str | None
+    input: str
+    retry_count: int
+    max_retries: int
+    signal: int
+    interruptions: int
+    steps: tuple[StoredStep, ...]
+    events: tuple[StoredEvent, ...]
+    as_of: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """The answer to a claim. `due_in_s` is the time until the next row becomes due, in seconds; `suspects` says that
+    runs wait that have to be claimed alone."""
+
+    alive: bool
+    runs: tuple[ClaimedRun, ...] = ()
+    due_in_s: float | None = None
+    suspects: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another worker as a heartbeat saw it. `lapsed`: it has no lock, and its lease has run out."""
+
+    worker_id: str
+    beats: int
+    lease_s: float
+    has_lock: bool
+    locked: bool
+    lapsed: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Beat:
+    """The answer to a heartbeat: `controls` are run id → pause, cancel or retry."""
+
+    alive: bool
+    controls: Mapping[str, str]
+    peers: tuple[Peer, ...]
+
+
+class WorkerConnection:
+    """One connection of a worker, opened at first use and again after it broke. For one thread."""
+
+    def __init__(self, conninfo: str, schema: str) -> None:
+        self._conninfo = conninfo
+        self._schema = schema
+        self._conn: Connection | None = None
+
+    def fetch(self, name: str, params: Sequence[object]) -> Any:
+        """The single value that the statement `name` returns. Raises Unavailable, Refused or Locked; after an error of
+        the connection the next call opens a new one."""
+        conn = self._open()
+        try:
+            row = conn.execute(statement(name, self._schema).encode(), params, prepare=True).fetchone()
+        except UnicodeEncodeError as error:
+            raise Refused(str(error)) from error
+        except psycopg.Error as error:
+            if conn.closed:
+                self.close()
+            raise sorted_out(error) from error
+        return None if row is None else row[0]
+
+    def _open(self) -> Connection:
+        if self._conn is None:
+            try:
+                self._conn = connect(self._conninfo, lock_timeout_ms=WORKER_LOCK_TIMEOUT_MS)
+            except (psycopg.Error, ConfigurationError) as error:
+                raise Unavailable(str(error).strip()) from error
+        return self._conn
+
+    def close(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+
+def claim(
+    conn: WorkerConnection,
+    worker_id: UUID,
+    queues: Collection[str],
+    workflows: Collection[str],
+    capacity: int,
+    *,
+    alone: bool,
+    awake: bool,
+) -> Claim:
+    """Claim up to `capacity` ready runs. `alone`: this worker holds nothing; `awake`: take back that it sleeps."""
+    answer = json.loads(conn.fetch("claim", (str(worker_id), list(queues), list(workflows), capacity, alone, awake)))
+    if not answer["alive"]:
+        return Claim(alive=False)
+    now = datetime.fromisoformat(answer["now"])
+    due = moment_from(answer["next_due"])
+    return Claim(
+        alive=True,
+        runs=tuple(_claimed_run(run, answer["claim_id"], now) for run in answer["runs"]),
+        due_in_s=None if due is None else (due - now).total_seconds(),
+        suspects=answer["suspects"],
+    )
+
+
+def _claimed_run(run: dict[str, Any], claim_id: int, as_of: datetime) -> ClaimedRun:
+    return ClaimedRun(
+        run["run_id"],
+        claim_id,
+        run["workflow_id"],
+        run["resource_id"],
+        run["input"],
+        run["retry_count"],
+        run["max_retries"],
+        run["signal"],
+        run["interruptions"],
+        tuple(map(_stored_step, run["steps"] or ())),
+        tuple(map(_stored_event, run["events"] or ())),
+        as_of,
+    )
+
+
+def _stored_step(row: dict[str, Any]) -> StoredStep:
+    error = row["error"]
+    return StoredStep(
+        row["position"],
+        row["step_id"],
+        StepKind(row["kind"]),
+        StepStatus(row["status"]),
+        row["output"],
+        None if error is None else error_from(error),
+        row["attempts"],
+        row["prior_attempts"],
+        moment_from(row["wake_at"]),
+        moment_from(row["deadline_at"]),
+    )
+
+
+def _stored_event(row: dict[str, Any]) -> StoredEvent:
+    return StoredEvent(row["id"], row["name"], row["data"], datetime.fromisoformat(row["received_at"]))
+
+
+def error_from(error: Mapping[str, Any]) -> ErrorInfo:
+    """A stored error; made by hand in SQL, it may lack fields."""
+    return ErrorInfo(str(error.get("type")), str(error.get("message")), error.get("traceback"), error.get("step_id"))
+
+
+def flush(
+    conn: WorkerConnection, worker_id: UUID, entries: str, steps: str, events: str | None
+) -> list[dict[str, Any]]:
+    """Write the entries of many runs; what is not in the answer was written."""
+    answer = conn.fetch("flush", (str(worker_id), entries, steps, events))
+    return [] if answer is None else json.loads(answer)
+
+
+def sleep(conn: WorkerConnection, worker_id: UUID, queues: Collection[str]) -> None:
+    """Announce that the worker sleeps; claim once more afterwards."""
+    conn.fetch("sleep", (str(worker_id), list(queues)))
+
+
+def register_worker(
+    conn: WorkerConnection,
+    worker_id: UUID,
+    *,
+    hostname: str,
+    pid: int,
+    queues: Collection[str],
+    has_lock: bool,
+    lease: timedelta,
+) -> None:
+    """Enter the worker among the live."""
+    conn.fetch("register_worker", (str(worker_id), hostname, pid, list(queues), has_lock, interval_text(lease)))
+
+
+def unregister_worker(conn: WorkerConnection, worker_id: UUID) -> None:
+    """Strike the worker, which has stopped."""
+    conn.fetch("unregister_worker", (str(worker_id),))
+
+
+def beat(conn: WorkerConnection, worker_id: UUID) -> Beat:
+    """A heartbeat."""
+    answer = json.loads(conn.fetch("beat", (str(worker_id),)))
+    if not answer["alive"]:
+        return Beat(False, {}, ())
+    controls = {row["run_id"]: row["control"] for row in answer["controls"] or ()}
+    peers = tuple(
+        Peer(p["worker_id"], p["beats"], p["lease"], p["has_lock"], p["locked"], p["lapsed"])
+        for p in answer["peers"] or ()
+    )
+    return Beat(True, controls, peers)
+
+
+def declare_dead(conn: WorkerConnection, worker_id: str, beats: int) -> bool:
+    """Strike a peer, unless it has beaten since."""
+    return bool(conn.fetch("declare_dead", (worker_id, beats)))
+
+
+def take_over(conn: WorkerConnection) -> int:
+    """Return the runs of dead workers to the queue; how many there were."""
+    return int(conn.fetch("take_over", ()))
+
+
+def release_unheld(conn: WorkerConnection, worker_id: UUID, held: Collection[str]) -> int:
+    """Return the runs that bear the worker's id but are not in `held`; how many there were."""
+    return int(conn.fetch("release_unheld", (str(worker_id), list(held))))

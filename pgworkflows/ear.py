@@ -1,0 +1,60 @@
+"""The thread that hears NOTIFY, and wakes the dispatcher."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from uuid import UUID
+
+from pgworkflows.backoff import Backoff
+from pgworkflows.database import Unavailable
+from pgworkflows.holdings import Holdings
+from pgworkflows.listener import Listener
+
+LISTEN_FOR_S = 1.0
+
+
+class Ear(threading.Thread):
+    """Owns the listening session, which also holds the lock that shows that the worker lives. Blocks in it for a second
+    at most; heals by itself, and rings the bell whenever it has begun to listen. Ends when it is closed."""
+
+    def __init__(self, listener: Listener, holdings: Holdings, logger: logging.Logger, name: str) -> None:
+        super().__init__(name=f"{name}-ear", daemon=True)
+        self._listener = listener
+        self._holdings = holdings
+        self._logger = logger
+        self._closing = threading.Event()
+        self._locked_for: UUID | None = None
+        self._opened = threading.Condition()
+
+    def wait_for_lock(self, worker_id: UUID, timeout_s: float) -> bool:
+        """Whether the lock of this worker is held, or is within the time."""
+        with self._opened:
+            return self._opened.wait_for(lambda: self._locked_for == worker_id, timeout_s)
+
+    def close(self) -> None:
+        self._closing.set()
+        self.join(LISTEN_FOR_S + 1.0)
+
+    def run(self) -> None:
+        backoff = Backoff(self._logger, "listening for new work")
+        while not self._closing.is_set():
+            try:
+                self._listen()
+            except Unavailable as error:
+                self._listener.close()
+                self._closing.wait(backoff.failed(error))
+            else:
+                backoff.succeeded()
+        self._listener.close()
+
+    def _listen(self) -> None:
+        worker_id = self._holdings.worker_id
+        if self._listener.open(worker_id) and self._locked_for != worker_id:
+            with self._opened:
+                self._locked_for = worker_id
+                self._opened.notify_all()
+        self._holdings.bell.set()
+        while not self._closing.is_set() and self._holdings.worker_id == worker_id:
+            if self._listener.wait(LISTEN_FOR_S):
+                self._holdings.bell.set()

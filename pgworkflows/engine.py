@@ -1,0 +1,141 @@
+"""The engine: a client that also knows handlers, and can run a worker beside its caller."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+from pgworkflows.claims import WorkerConnection
+from pgworkflows.client import WorkflowClient, options_of
+from pgworkflows.database import Pool
+from pgworkflows.definition import Workflow, WorkflowRef
+from pgworkflows.errors import WorkflowNotFoundError
+from pgworkflows.registry import WorkflowRegistry
+from pgworkflows.schema import DEFAULT_SCHEMA
+from pgworkflows.worker import Worker
+
+
+class WorkflowEngine(WorkflowClient):
+    """A client with workflows. `start` applies migrations and runs a worker in a thread; `worker` makes one for a
+    process of its own. Parameters as for WorkflowClient; `logger` is told what goes wrong with workers."""
+
+    def __init__(
+        self,
+        conninfo: str | None = None,
+        *,
+        workflows: Iterable[Workflow[Any, Any]] = (),
+        pool: Pool | None = None,
+        schema: str = DEFAULT_SCHEMA,
+        logger: logging.Logger | None = None,
+    ) -> None:
+        self._registry = WorkflowRegistry()
+        for workflow in workflows:
+            self._registry.register(workflow)
+        super().__init__(conninfo, pool=pool, schema=schema)
+        self.logger = logger or logging.getLogger("pgworkflows")
+        self._worker: Worker | None = None
+        self._thread: threading.Thread | None = None
+
+    def register_workflow(self, workflow: Workflow[Any, Any]) -> None:
+        """Add a workflow, also while a worker runs. Raises ConfigurationError (the id is taken, or a step is never
+        yielded) and DuplicateStepError."""
+        self._registry.register(workflow)
+
+    def unregister_workflow(self, workflow_id: str) -> None:
+        """Take a workflow out: its runs stay, and wait for a worker that has it. Raises WorkflowNotFoundError."""
+        self._registry.unregister(workflow_id)
+
+    def unregister_all_workflows(self) -> None:
+        """Take all workflows out."""
+        self._registry.clear()
+
+    def start(self, worker: bool = True) -> None:
+        """Apply migrations, declare the workflows and, with `worker`, work in a background thread. Raises
+        ConfigurationError. Does nothing while the worker is running."""
+        if self._thread is not None and self._thread.is_alive():
+            return
+        self.migrate()
+        self._store.declare_workflows(self._database, declarations(self.registered.values()))
+        if worker:
+            self._worker = Worker(self)
+            self._thread = threading.Thread(target=self._worker.run_forever, name="pgworkflows-worker", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """Stop the worker that `start` has started: steps in flight end, or are released. Idempotent."""
+        worker, thread = self._worker, self._thread
+        self._worker = self._thread = None
+        if worker is not None and thread is not None:
+            worker.stop()
+            if thread is not threading.current_thread():
+                thread.join(1.0)
+
+    def close(self) -> None:
+        """Stop the worker and close the connections."""
+        self.stop()
+        super().close()
+
+    def worker(self, **options: Any) -> Worker:
+        """A worker for this engine's workflows; the options are those of Worker."""
+        return Worker(self, **options)
+
+    @property
+    def registered(self) -> Mapping[str, Workflow[Any, Any]]:
+        """The workflows by id, as they are now."""
+        return self._registry.snapshot()
+
+    def declare_through(self, conn: WorkerConnection, workflows: Collection[Workflow[Any, Any]]) -> None:
+        """Store what this engine says of workflows, on a worker's connection."""
+        conn.fetch("declare_workflows", (json.dumps(declarations(workflows), ensure_ascii=False),))
+
+    def _prepared(self, workflow: WorkflowRef[Any, Any] | str, input: Any) -> tuple[str, str, Mapping[str, Any] | None]:
+        known = self.registered
+        if isinstance(workflow, str) and workflow in known:
+            return super()._prepared(known[workflow], input)
+        if isinstance(workflow, Workflow) and known.get(workflow.id) is not workflow:
+            raise _not_registered(workflow.id)
+        if isinstance(workflow, str):
+            raise _not_registered(workflow)
+        return super()._prepared(workflow, input)
+
+    @property
+    def _known_steps(self) -> Mapping[str, Sequence[str]]:
+        return {workflow.id: literal_ids(workflow) for workflow in self.registered.values()}
+
+
+def declarations(workflows: Iterable[Workflow[Any, Any]]) -> list[dict[str, Any]]:
+    """What `workflows` stores of each."""
+    return [
+        {
+            "id": workflow.id,
+            **(options_of(workflow) or {}),
+            "steps": [
+                {
+                    "id": step.id,
+                    "kind": step.kind,
+                    "conditional": step.conditional,
+                    "loop": step.loop,
+                    "dynamic": step.dynamic,
+                }
+                for step in workflow.steps
+            ],
+            "step_ids": literal_ids(workflow),
+        }
+        for workflow in workflows
+    ]
+
+
+def literal_ids(workflow: Workflow[Any, Any]) -> list[str]:
+    """The ids of the steps whose ids stand in the source."""
+    return [step.id for step in workflow.steps if not step.dynamic]
+
+
+def _not_registered(workflow_id: str) -> WorkflowNotFoundError:
+    return WorkflowNotFoundError(
+        f"workflow {workflow_id!r} is not registered with this engine: pass it in workflows=, or start it with a "
+        f"workflow_ref or through a WorkflowClient",
+        workflow_id=workflow_id,
+    )

@@ -1,0 +1,86 @@
+"""The thread that shows that the worker lives, hears what is asked of its runs, and notices the death of others."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from pgworkflows import claims
+from pgworkflows.backoff import Backoff
+from pgworkflows.claims import WorkerConnection
+from pgworkflows.database import Locked, Refused, Unavailable
+from pgworkflows.holdings import Holdings
+from pgworkflows.peers import PeerWatch
+
+HEARTBEAT_S = 0.5
+TAKE_OVER_EVERY_S = 5.0
+
+
+class Heartbeat(threading.Thread):
+    """Owns a connection of its own, so that no flush and no claim delays it. Blocks in statements of a few
+    milliseconds and between beats; ends when it is closed."""
+
+    def __init__(self, conn: WorkerConnection, holdings: Holdings, logger: logging.Logger, name: str) -> None:
+        super().__init__(name=f"{name}-heartbeat", daemon=True)
+        self._conn = conn
+        self._holdings = holdings
+        self._logger = logger
+        self._watch = PeerWatch()
+        self._closing = threading.Event()
+        self._took_over_at = 0.0
+
+    def close(self) -> None:
+        self._closing.set()
+        self.join(5.0)
+
+    def run(self) -> None:
+        backoff = Backoff(self._logger, "the worker's heartbeat")
+        pause_s = HEARTBEAT_S
+        while not self._closing.wait(pause_s):
+            if not self._holdings.registered:
+                pause_s = HEARTBEAT_S / 10
+                continue
+            try:
+                self._beat()
+            except (Unavailable, Refused, Locked) as error:
+                self._watch.interrupt()
+                self._conn.close()
+                pause_s = max(HEARTBEAT_S, backoff.failed(error))
+            else:
+                backoff.succeeded()
+                pause_s = HEARTBEAT_S
+        self._conn.close()
+
+    def _beat(self) -> None:
+        worker_id = self._holdings.worker_id
+        beat = claims.beat(self._conn, worker_id)
+        if not beat.alive:
+            self._logger.warning(
+                "pgworkflows: worker %s was declared dead, drops its %d runs and registers anew",
+                worker_id,
+                len(self._holdings.executions),
+            )
+            self._holdings.die(worker_id)
+            return
+        for run_id, control in beat.controls.items():
+            execution = self._holdings.executions.get(run_id)
+            if execution is not None:
+                execution.ask(control)
+        self._bury(beat.peers)
+
+    def _bury(self, peers: tuple[claims.Peer, ...]) -> None:
+        """Declare the dead dead, and give their runs back to the queue. Now and then also the runs of a claim that
+        was committed after its worker's death."""
+        now_s = time.monotonic()
+        died = False
+        for peer in self._watch.look(peers, now_s):
+            if claims.declare_dead(self._conn, peer.worker_id, peer.beats):
+                self._logger.warning("pgworkflows: worker %s is dead", peer.worker_id)
+                died = True
+        if died or now_s - self._took_over_at > TAKE_OVER_EVERY_S:
+            self._took_over_at = now_s
+            orphans = claims.take_over(self._conn)
+            if orphans:
+                self._logger.warning("pgworkflows: %d runs of dead workers go on elsewhere", orphans)
+                self._holdings.bell.set()

@@ -1,0 +1,169 @@
+"""Batched, fenced writes: the outcomes of many runs made durable by one statement."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from enum import Enum
+from typing import Any
+from uuid import UUID
+
+from pgworkflows import claims
+from pgworkflows.claims import WorkerConnection
+from pgworkflows.database import Locked, Refused
+from pgworkflows.history import ErrorInfo, StepStatus
+from pgworkflows.replay import EventTaken, StepWrite
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What one run writes in one flush: its steps, and what becomes of the run.
+
+    `action` is checkpoint (the run goes on), suspend, complete, fail, retry (of the whole run) or release.
+    """
+
+    run_id: str
+    claim_id: int
+    signal: int
+    action: str
+    steps: tuple[StepWrite, ...] = ()
+    events: tuple[EventTaken, ...] = ()
+    step_id: str | None = None
+    wait_kind: str | None = None
+    wait_event: str | None = None
+    wake_after: timedelta | None = None
+    output: str | None = None
+    error: ErrorInfo | None = None
+
+
+class Verdict(Enum):
+    """What became of an entry."""
+
+    WRITTEN = "written"
+    LOCKED = "locked"
+    STALE = "stale"
+    REFUSED = "refused"
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """`control` is what was asked of the run meanwhile, and has been done; `reason` tells why an entry was refused."""
+
+    verdict: Verdict
+    control: str | None = None
+    reason: str = ""
+
+
+WRITTEN = Answer(Verdict.WRITTEN)
+
+
+def write(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> list[Answer]:
+    """Write entries, at most one for each run, and answer for each.
+
+    One bad entry does not spoil the others: on an error in the data, or a row lock that does not come free, the batch
+    is halved until the culprit stands alone. Raises Unavailable: send the whole batch again, for a step that is
+    completed is not written twice.
+    """
+    try:
+        told = {answer["run_id"]: answer for answer in _send(conn, worker_id, entries)}
+    except (Refused, Locked) as error:
+        if len(entries) == 1:
+            return [Answer(Verdict.LOCKED if isinstance(error, Locked) else Verdict.REFUSED, reason=str(error))]
+        middle = len(entries) // 2
+        return write(conn, worker_id, entries[:middle]) + write(conn, worker_id, entries[middle:])
+    if not told:
+        return [WRITTEN] * len(entries)
+    return [_answer(told.get(entry.run_id)) for entry in entries]
+
+
+def without_results(entry: Entry, reason: str) -> Entry:
+    """What to write instead of an entry that was refused: the step whose result it held has failed, or else the run;
+    the generator, which has seen the result, is let go and replayed."""
+    message = f"PostgreSQL cannot keep what it returned: {reason}"
+    for row in entry.steps:
+        if row.output is not None or row.error is not None:
+            info = ErrorInfo("SerializationError", message, None, row.step_id)
+            failed = row._replace(status=StepStatus.FAILED, output=None, error=info, wake_at=None, wake_after=None)
+            return replace(
+                entry, action="release", steps=(failed,), events=(), output=None, error=None, step_id=row.step_id
+            )
+    return replace(
+        entry, action="fail", steps=(), events=(), output=None, error=ErrorInfo("SerializationError", message)
+    )
+
+
+def _send(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    events = [
+        {"run_id": entry.run_id, "event_id": taken.event_id, "step_id": taken.step_id}
+        for entry in entries
+        if entry.events
+        for taken in entry.events
+    ]
+    return claims.flush(
+        conn,
+        worker_id,
+        json.dumps([_entry_row(entry) for entry in entries], ensure_ascii=False),
+        json.dumps([row for entry in entries for row in _step_rows(entry)], ensure_ascii=False),
+        json.dumps(events, ensure_ascii=False) if events else None,
+    )
+
+
+def _entry_row(entry: Entry) -> dict[str, Any]:
+    row: dict[str, Any] = {
+        "run_id": entry.run_id,
+        "claim_id": entry.claim_id,
+        "action": entry.action,
+        "signal": entry.signal,
+    }
+    if entry.action != "checkpoint":
+        row |= {
+            "step_id": entry.step_id,
+            "wait_kind": entry.wait_kind,
+            "wait_event": entry.wait_event,
+            "wake_after": None if entry.wake_after is None else entry.wake_after.total_seconds(),
+            "output": entry.output,
+            "error": None if entry.error is None else error_text(entry.error),
+        }
+    return row
+
+
+def _step_rows(entry: Entry) -> Iterator[dict[str, Any]]:
+    for step in entry.steps:
+        row: dict[str, Any] = {
+            "run_id": entry.run_id,
+            "position": step.position,
+            "step_id": step.step_id,
+            "kind": step.kind,
+            "status": step.status,
+            "output": step.output,
+            "attempts": step.attempts,
+            "prior_attempts": step.prior_attempts,
+            "elapsed": step.elapsed_s,
+        }
+        if step.status != StepStatus.COMPLETED:
+            row |= {
+                "error": None if step.error is None else error_text(step.error),
+                "wake_at": None if step.wake_at is None else step.wake_at.isoformat(),
+                "wake_after": None if step.wake_after is None else step.wake_after.total_seconds(),
+                "deadline_at": None if step.deadline_at is None else step.deadline_at.isoformat(),
+                "deadline_after": None if step.deadline_after is None else step.deadline_after.total_seconds(),
+            }
+        if step.event_name is not None:
+            row["event_name"] = step.event_name
+        yield row
+
+
+def error_text(error: ErrorInfo) -> str:
+    """An error as JSON text."""
+    return json.dumps(
+        {"type": error.type, "message": error.message, "traceback": error.traceback, "step_id": error.step_id},
+        ensure_ascii=False,
+    )
+
+
+def _answer(told: dict[str, Any] | None) -> Answer:
+    if told is None:
+        return WRITTEN
+    return Answer(Verdict(told["answer"]), told["control"])

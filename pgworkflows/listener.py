@@ -1,0 +1,57 @@
+"""The connection that hears NOTIFY and holds the lock that shows that its worker lives."""
+
+from __future__ import annotations
+
+from uuid import UUID
+
+import psycopg
+from psycopg import sql
+
+from pgworkflows.database import Connection, Unavailable, connect
+from pgworkflows.errors import ConfigurationError
+from pgworkflows.schema import statement
+
+
+class Listener:
+    """A dedicated session in autocommit mode. For one thread, but for `close`."""
+
+    def __init__(self, conninfo: str, schema: str) -> None:
+        self._conninfo = conninfo
+        self._schema = schema
+        self._conn: Connection | None = None
+        self._locked: set[UUID] = set()
+
+    def open(self, worker_id: UUID) -> bool:
+        """Connect and listen, and take the worker's lock; whether it was got. Raises Unavailable."""
+        try:
+            return self._listen(worker_id)
+        except (psycopg.Error, ConfigurationError) as error:
+            self.close()
+            raise Unavailable(str(error).strip()) from error
+
+    def wait(self, timeout_s: float) -> bool:
+        """Whether a notification came within the time. Raises Unavailable."""
+        assert self._conn is not None
+        try:
+            return any(True for _ in self._conn.notifies(timeout=timeout_s, stop_after=1))
+        except psycopg.Error as error:
+            self.close()
+            raise Unavailable(str(error).strip()) from error
+
+    def close(self) -> None:
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            conn.close()
+
+    def _listen(self, worker_id: UUID) -> bool:
+        if self._conn is None:
+            self._locked.clear()
+            self._conn = connect(self._conninfo)
+        if worker_id not in self._locked:
+            row = self._conn.execute(statement("lock_worker", self._schema).encode(), (str(worker_id),)).fetchone()
+            assert row is not None
+            self._conn.execute(sql.SQL("listen {}").format(sql.Identifier(row[1])))
+            if not row[0]:
+                return False
+            self._locked.add(worker_id)
+        return True

@@ -1,0 +1,62 @@
+"""Who is dead: what one uninterrupted series of looks at the other workers says. Pure; time is an input."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pgworkflows.claims import Peer
+
+SILENCE_S = 1.5
+LONGEST_GAP_S = 1.5
+
+
+@dataclass(slots=True)
+class _Seen:
+    beats: int
+    since: float
+    unlocked_since: float | None
+
+
+class PeerWatch:
+    """Remembers the heartbeats and locks of the other workers.
+
+    A worker with a lock is dead when the lock is free and no heartbeat came for `SILENCE_S` of uninterrupted watching
+    (its process is gone), or when no heartbeat came for its whole lease (its host is gone, or it stands still). A
+    pause of the whole server, or of this process, is an interruption, and begins the watch anew. A worker without a
+    lock is dead when its lease has run out by the database's clock.
+    """
+
+    def __init__(self) -> None:
+        self._seen: dict[str, _Seen] = {}
+        self._last_look: float | None = None
+
+    def interrupt(self) -> None:
+        """Begin anew: the session that looked is another one."""
+        self._seen.clear()
+        self._last_look = None
+
+    def look(self, peers: Sequence[Peer], now_s: float) -> list[Peer]:
+        """Take in one look, at the monotonic time `now_s`, and return the peers that are dead by now."""
+        if self._last_look is not None and now_s - self._last_look > LONGEST_GAP_S:
+            self._seen.clear()
+        self._last_look = now_s
+        self._seen = {peer.worker_id: self._updated(peer, now_s) for peer in peers}
+        return [peer for peer in peers if self._is_dead(peer, self._seen[peer.worker_id], now_s)]
+
+    def _updated(self, peer: Peer, now_s: float) -> _Seen:
+        seen = self._seen.get(peer.worker_id)
+        if seen is None or seen.beats != peer.beats:
+            return _Seen(peer.beats, now_s, None if peer.locked else now_s)
+        if peer.locked:
+            seen.unlocked_since = None
+        elif seen.unlocked_since is None:
+            seen.unlocked_since = now_s
+        return seen
+
+    def _is_dead(self, peer: Peer, seen: _Seen, now_s: float) -> bool:
+        if not peer.has_lock:
+            return peer.lapsed
+        if seen.unlocked_since is not None and now_s - seen.unlocked_since >= SILENCE_S:
+            return True
+        return now_s - seen.since >= peer.lease_s

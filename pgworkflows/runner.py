@@ -1,0 +1,235 @@
+"""One claimed run: decide, call, and say what is to be written; the same object goes on after the write."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import MutableMapping
+from dataclasses import replace
+from threading import Lock
+from types import MappingProxyType
+from typing import Any
+from uuid import UUID
+
+from pgworkflows.claims import ClaimedRun
+from pgworkflows.commands import PollCommand, RunCommand, Step, StepContext
+from pgworkflows.current import CurrentStep, reset_current, set_current
+from pgworkflows.definition import Workflow
+from pgworkflows.errors import SerializationError, StepTimeoutError, WorkflowEngineError
+from pgworkflows.history import ErrorInfo
+from pgworkflows.journal import Entry
+from pgworkflows.replay import (
+    CallStep,
+    Complete,
+    Fail,
+    Raised,
+    Replay,
+    Returned,
+    StepOutcome,
+    Suspend,
+    Trail,
+    Turn,
+    error_info,
+)
+from pgworkflows.retry import run_retry_pause
+from pgworkflows.serialization import codec_for_return
+
+
+class _SilentWhileReplaying(logging.LoggerAdapter[logging.Logger]):
+    """The handler's logger: what it said in an earlier execution is not said again."""
+
+    def __init__(self, logger: logging.Logger, extra: dict[str, object], trail: Trail) -> None:
+        super().__init__(logger, extra)
+        self._trail = trail
+
+    def isEnabledFor(self, level: int) -> bool:
+        return not self._trail.replaying and super().isEnabledFor(level)
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+
+class Call:
+    """One call of a step function, which ends once: by its return, or by its timeout."""
+
+    __slots__ = ("_settling", "current", "decision")
+
+    def __init__(self, decision: CallStep, run_id: UUID) -> None:
+        self.decision = decision
+        self.current = CurrentStep(run_id, decision.command.id, decision.attempt)
+        self._settling = Lock()
+
+    @property
+    def timeout_s(self) -> float | None:
+        """How long the call may take."""
+        command = self.decision.command
+        if not isinstance(command, RunCommand) or command.call_timeout is None:
+            return None
+        return command.call_timeout.total_seconds()
+
+    def settle(self) -> bool:
+        """Whether the caller is the first to say how the call ended."""
+        return self._settling.acquire(blocking=False)
+
+
+class Execution:
+    """A claimed run in this process. One thread at a time works on it; `control` and `dropped` may be set by others."""
+
+    __slots__ = ("_logger", "_outcome", "_pending", "_replay", "call", "control", "dropped", "run", "workflow")
+
+    def __init__(self, run: ClaimedRun, workflow: Workflow[Any, Any], logger: logging.Logger) -> None:
+        self.run = run
+        self.workflow = workflow
+        self.control: str | None = None
+        self.dropped = False
+        self.call: Call | None = None
+        self._logger = logger
+        self._replay: Replay | None = None
+        self._pending: CallStep | None = None
+        self._outcome: StepOutcome | None = None
+
+    def next_call(self) -> Call | None:
+        """The call that `work` will make, all before it being durable; None when it will make none."""
+        if self._pending is None or self._outcome is not None:
+            return None
+        self.call = Call(self._pending, UUID(self.run.run_id))
+        return self.call
+
+    def work(self, call: Call | None) -> Entry | None:
+        """Make the call and go on to the next thing that has to be stored. None when a timeout ended the call first."""
+        if self._replay is None:
+            return self._entry(self._begin())
+        if call is not None:
+            outcome = _perform(call)
+            if not call.settle():
+                return None
+            self._outcome = outcome
+        return self._entry(self._resolve())
+
+    def expire(self, call: Call) -> bool:
+        """End a call by its timeout, unless it has ended; whether `work` is due now."""
+        limit_s = call.timeout_s
+        if limit_s is None or not call.settle():
+            return False
+        call.current.cancel()
+        error = StepTimeoutError(
+            f"its function did not return within {limit_s:g} s",
+            step_id=call.decision.command.id,
+            error_type="StepTimeoutError",
+        )
+        self._outcome = Raised(error, error_info(error, call.decision.command.id), limit_s)
+        return True
+
+    def release_entry(self) -> Entry:
+        """Give the run back as it was last stored."""
+        return Entry(self.run.run_id, self.run.claim_id, self.run.signal, "release")
+
+    def ask(self, control: str) -> None:
+        """Note that a client asks for something. A cancelled run's step is told; no further step is begun."""
+        self.control = control
+        call = self.call
+        if control == "cancel" and call is not None:
+            call.current.cancel()
+
+    def drop(self) -> None:
+        """Forget the run: whatever its step returns is not wanted any more."""
+        self.dropped = True
+        call = self.call
+        if call is not None:
+            call.current.cancel()
+
+    def let_go(self) -> None:
+        """Stop waiting for the step in flight: its run is given back, and its late result is not wanted."""
+        call = self.call
+        if call is not None and call.settle():
+            call.current.cancel()
+
+    def failure_entry(self, error: ErrorInfo) -> Entry:
+        """Fail the run for what is nobody's step."""
+        return Entry(self.run.run_id, self.run.claim_id, self.run.signal, "fail", error=error)
+
+    def close(self) -> None:
+        """Let the generator go; only while no thread works on it."""
+        if self._replay is not None:
+            self._replay.close()
+
+    def _begin(self) -> Turn:
+        run = self.run
+        trail = Trail()
+        try:
+            value = self.workflow.load_input(run.input)
+        except WorkflowEngineError as error:
+            return Turn((), (), Fail(ErrorInfo(type(error).__name__, error.message), retryable=False))
+        extra: dict[str, object] = {"run_id": run.run_id, "workflow_id": run.workflow_id}
+        context = StepContext(
+            run_id=UUID(run.run_id),
+            workflow_id=run.workflow_id,
+            resource_id=run.resource_id,
+            attempt=run.retry_count + 1,
+            input=value,
+            timeline=MappingProxyType(trail.timeline),
+            schedule=None,
+            logger=_SilentWhileReplaying(self._logger, extra, trail),
+        )
+        generator = self.workflow.begin(Step(context), value)
+        self._replay = Replay(
+            generator,
+            history=run.steps,
+            mailbox=run.events,
+            as_of=run.as_of,
+            trail=trail,
+            encode_output=lambda output: self.workflow.output_codec.encode(output, "the output of the workflow"),
+        )
+        return self._replay.begin()
+
+    def _resolve(self) -> Turn:
+        assert self._replay is not None and self._pending is not None and self._outcome is not None
+        pending, outcome = self._pending, self._outcome
+        self._pending = self._outcome = self.call = None
+        return self._replay.resolve(pending, outcome)
+
+    def _entry(self, turn: Turn) -> Entry:
+        run = self.run
+        decision = turn.decision
+        entry = Entry(run.run_id, run.claim_id, run.signal, "checkpoint", turn.writes, turn.events)
+        match decision:
+            case CallStep():
+                self._pending = decision
+                return entry
+            case Suspend(step_id, wait_kind, wait_event):
+                return replace(entry, action="suspend", step_id=step_id, wait_kind=wait_kind, wait_event=wait_event)
+            case Complete(output):
+                last = turn.writes[-1].step_id if turn.writes else None
+                return replace(entry, action="complete", step_id=last, output=output)
+            case Fail(error, retryable) if retryable and run.retry_count < run.max_retries:
+                pause = run_retry_pause(run.retry_count + 1)
+                return replace(entry, action="retry", step_id=error.step_id, wake_after=pause, error=error)
+            case Fail(error):
+                return replace(entry, action="fail", step_id=error.step_id, error=error)
+
+
+def _perform(call: Call) -> StepOutcome:
+    """Call the step function."""
+    command = call.decision.command
+    started = time.monotonic()
+    token = set_current(call.current)
+    try:
+        if isinstance(command, PollCommand):
+            value = command.fn(*command.args)
+        else:
+            value = command.fn(*command.args, **command.kwargs)
+    except BaseException as error:
+        return Raised(error, error_info(error, command.id), time.monotonic() - started)
+    finally:
+        reset_current(token)
+    return _returned(command, value, time.monotonic() - started)
+
+
+def _returned(command: RunCommand[Any] | PollCommand[Any], value: Any, elapsed_s: float) -> StepOutcome:
+    """The result as it is stored, and as the handler gets it: decoded from what is stored."""
+    try:
+        output, decoded = codec_for_return(command.fn).roundtrip(value, f"the result of step {command.id!r}")
+    except SerializationError as error:
+        return Raised(error, error_info(error, command.id), elapsed_s)
+    return Returned(output, decoded, elapsed_s)

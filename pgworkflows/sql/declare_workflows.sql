@@ -1,0 +1,2 @@
+-- Store what this engine says of its workflows; later declarations win.
+select pgworkflows.declare_workflows(%s::json)

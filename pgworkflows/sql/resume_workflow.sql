@@ -1,0 +1,3 @@
+-- Let a paused run go on. Locks the run's queue row, then the run.
+select o.outcome, row_to_json(o.run)::text
+from pgworkflows.try_resume_workflow(run_id => %s::uuid, resource_id => %s, borrowed => %s::boolean) as o

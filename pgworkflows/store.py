@@ -1,0 +1,196 @@
+"""The client's statements: one method each, from Python values to the rows' values and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+from pgworkflows.database import Executor
+from pgworkflows.history import StepKind, StepRecord, StepStatus
+from pgworkflows.runs import RunStatus, WorkflowRun
+from pgworkflows.schema import statement
+
+_RUN_FIELDS = tuple(field.name for field in fields(WorkflowRun))
+_RUN_TIMES = tuple(name for name in _RUN_FIELDS if name.endswith("_at"))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an operation went (`started`, `existing`, `not_found`, `invalid_status`, …), and the run as it is then."""
+
+    name: str
+    run: WorkflowRun | None
+
+
+@dataclass(frozen=True)
+class StartRequest:
+    """What `start_workflow` writes. `input` is JSON text; `fallback` are options that the workflow's own code gives,
+    used unless a declaration is stored."""
+
+    workflow_id: str
+    input: str
+    resource_id: str | None = None
+    idempotency_key: str | None = None
+    priority: int | None = None
+    retries: int | None = None
+    timeout: timedelta | None = None
+    queue: str | None = None
+    delay: timedelta | None = None
+    run_at: datetime | None = None
+    fallback: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class RunFilter:
+    """Which runs `get_runs` lists; what is None does not filter."""
+
+    resource_id: str | None = None
+    workflow_id: str | None = None
+    idempotency_key: str | None = None
+    statuses: Sequence[RunStatus] | None = None
+
+
+class Store:
+    """The statements of a client in one schema. Each takes the executor it runs on."""
+
+    def __init__(self, schema: str) -> None:
+        self.schema = schema
+
+    def start_workflow(self, executor: Executor, request: StartRequest, *, borrowed: bool) -> Outcome:
+        params = (
+            request.workflow_id,
+            request.input,
+            request.resource_id,
+            request.idempotency_key,
+            request.priority,
+            request.retries,
+            interval_text(request.timeout),
+            request.queue,
+            interval_text(request.delay),
+            None if request.run_at is None else request.run_at.isoformat(),
+            None if request.fallback is None else json.dumps(request.fallback),
+            _flag(borrowed),
+        )
+        return self._outcome(executor, "start_workflow", params)
+
+    def trigger_event(
+        self,
+        executor: Executor,
+        run_id: UUID,
+        event_name: str,
+        data: str | None,
+        resource_id: str | None,
+        idempotency_key: str | None,
+        *,
+        borrowed: bool,
+    ) -> Outcome:
+        params = (str(run_id), event_name, data, resource_id, idempotency_key, _flag(borrowed))
+        return self._outcome(executor, "trigger_event", params)
+
+    def change_run(
+        self, executor: Executor, operation: str, run_id: UUID, resource_id: str | None, *, borrowed: bool
+    ) -> Outcome:
+        """Pause, resume, cancel or retry: `operation` is the statement's name."""
+        return self._outcome(executor, operation, (str(run_id), resource_id, _flag(borrowed)))
+
+    def fast_forward_workflow(
+        self, executor: Executor, run_id: UUID, data: str | None, resource_id: str | None
+    ) -> Outcome:
+        return self._outcome(executor, "fast_forward_workflow", (str(run_id), data, resource_id))
+
+    def get_run(self, executor: Executor, run_id: UUID, resource_id: str | None) -> WorkflowRun | None:
+        rows = executor.fetch(self._sql("get_run"), (str(run_id), resource_id, resource_id))
+        return run_from_json(rows[0][0]) if rows else None
+
+    def get_status(self, executor: Executor, run_id: UUID) -> RunStatus | None:
+        rows = executor.fetch(self._sql("get_status"), (str(run_id),))
+        return RunStatus(rows[0][0]) if rows else None
+
+    def get_runs(
+        self, executor: Executor, wanted: RunFilter, *, cursor: UUID | None, newer: bool, limit: int
+    ) -> list[WorkflowRun]:
+        """Up to `limit` runs: older than the cursor, newest first; or with `newer`, newer than it, oldest first."""
+        params = {
+            "cursor": None if cursor is None else str(cursor),
+            "resource_id": wanted.resource_id,
+            "workflow_id": wanted.workflow_id,
+            "idempotency_key": wanted.idempotency_key,
+            "statuses": None if wanted.statuses is None else [str(status) for status in wanted.statuses],
+            "limit": limit,
+        }
+        rows = executor.fetch(self._sql("get_runs_before" if newer else "get_runs_after"), params)
+        return [run_from_json(row[0]) for row in rows]
+
+    def get_steps(self, executor: Executor, run_id: UUID, resource_id: str | None) -> list[StepRecord] | None:
+        rows = executor.fetch(self._sql("get_steps"), (str(run_id), resource_id, resource_id))
+        return [_step_from(step) for step in json.loads(rows[0][0])] if rows else None
+
+    def check_progress(
+        self, executor: Executor, run_id: UUID, resource_id: str | None, known_steps: Mapping[str, Sequence[str]]
+    ) -> tuple[WorkflowRun, int, int] | None:
+        """The run, its completed steps, and the declared ones not yet completed; `known_steps`, by workflow id, count
+        when no declaration is stored."""
+        params = (json.dumps(known_steps), str(run_id), resource_id, resource_id)
+        rows = executor.fetch(self._sql("check_progress"), params)
+        return (run_from_json(rows[0][0]), rows[0][1], rows[0][2]) if rows else None
+
+    def declare_workflows(self, executor: Executor, declarations: Sequence[Mapping[str, Any]]) -> None:
+        executor.fetch(self._sql("declare_workflows"), (json.dumps(declarations, ensure_ascii=False),))
+
+    def _outcome(self, executor: Executor, name: str, params: Sequence[object]) -> Outcome:
+        [(outcome, run)] = executor.fetch(self._sql(name), params)
+        return Outcome(outcome, None if run is None else run_from_json(run))
+
+    def _sql(self, name: str) -> str:
+        return statement(name, self.schema)
+
+
+def interval_text(duration: timedelta | None) -> str | None:
+    """A duration as PostgreSQL reads it through any driver, exact to the microsecond."""
+    if duration is None:
+        return None
+    seconds = duration.days * 86400 + duration.seconds
+    return f"{seconds}.{duration.microseconds:06} seconds"
+
+
+def run_from_json(text: str) -> WorkflowRun:
+    """A row of `runs` that the server wrote as JSON."""
+    row = json.loads(text)
+    values = {name: row[name] for name in _RUN_FIELDS}
+    for name in _RUN_TIMES:
+        values[name] = moment_from(values[name])
+    values["id"] = UUID(values["id"])
+    values["status"] = RunStatus(values["status"])
+    if values["parent_run_id"] is not None:
+        values["parent_run_id"] = UUID(values["parent_run_id"])
+    return WorkflowRun(**values)
+
+
+def moment_from(text: str | None) -> datetime | None:
+    """A `timestamptz` that the server wrote as JSON, in UTC."""
+    return None if text is None else datetime.fromisoformat(text).astimezone(UTC)
+
+
+def _step_from(row: dict[str, Any]) -> StepRecord:
+    return StepRecord(
+        position=row["position"],
+        step_id=row["step_id"],
+        kind=StepKind(row["kind"]),
+        status=StepStatus(row["status"]),
+        output=row["output"],
+        error=row["error"],
+        attempts=row["attempts"],
+        started_at=moment_from(row["started_at"]),
+        completed_at=moment_from(row["completed_at"]),
+        wake_at=moment_from(row["wake_at"]),
+        event_name=row["event_name"],
+        child_run_id=None if row["child_run_id"] is None else UUID(row["child_run_id"]),
+    )
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
