@@ -22,7 +22,7 @@ class Backoff:
         if not self._failures:
             self._logger.warning("pgworkflows: %s failed, trying again: %s", self._what, str(error).strip())
         self._failures += 1
-        longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self._failures - 1, 10))
+        longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._failures - 1, 10))
         return longest * random.uniform(0.5, 1.0)
 
     def succeeded(self) -> None:

@@ -227,7 +227,7 @@ class WorkflowClient:
     ) -> Page:
         """A page of runs, newest first. Cursors are a page's `next_cursor` and `prev_cursor`; `limit` is 1 to 1000.
         Raises ValueError for anything else."""
-        if isinstance(limit, bool) or not isinstance(limit, int) or not 1 <= limit <= MAX_PAGE:
+        if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
             raise ValueError(f"limit must be an int within 1 and {MAX_PAGE}, not {limit!r}")
         if starting_after is not None and ending_before is not None:
             raise ValueError("give starting_after or ending_before, not both")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import select
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
 from typing import Any, Protocol
@@ -139,7 +139,7 @@ class Database:
         return normalise(make_conninfo(given, **_connect_parameters(self._given.kwargs)))
 
     @contextmanager
-    def connection(self) -> Iterator[Connection]:
+    def connection(self) -> Generator[Connection]:
         """A connection of the pool, checked, back in the pool afterwards."""
         pool = self._open()
         try:

@@ -23,7 +23,7 @@ def checked_identifier(value: object, what: str) -> str:
 
 
 def checked_priority(value: object) -> int:
-    """`"high"` (100), `"normal"` (0), `"low"` (-100) or an int within ±1000, as a number; else TypeError or ValueError."""
+    """`"high"` (100), `"normal"` (0), `"low"` (-100) or an int within ±1000, as a number. Raises TypeError, ValueError."""
     if isinstance(value, str):
         if value not in PRIORITIES:
             raise ValueError(f"priority {value!r} is unknown: use 'high', 'normal', 'low' or a number")

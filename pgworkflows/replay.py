@@ -11,7 +11,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import GeneratorType
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from pgworkflows.commands import (
     Command,
@@ -199,7 +199,7 @@ class Replay:
             try:
                 self._generator.close()
                 return
-            except BaseException:
+            except BaseException:  # noqa: S112  (there is nobody left to tell)
                 # A `yield` in a `finally` is a RuntimeError here, and the generator waits at it: once more.
                 continue
 
@@ -231,7 +231,7 @@ class Replay:
         while True:
             self._trail.replaying = self._position < len(self._history)
             try:
-                command = self._generator.send(value) if error is None else self._generator.throw(error)
+                command: object = self._generator.send(value) if error is None else self._generator.throw(error)
             except StopIteration as stop:
                 return self._returned(stop.value)
             except BaseException as raised:
@@ -255,8 +255,8 @@ class Replay:
         if stored is not None and (stored.step_id != command.id or stored.kind != command.kind):
             return _failure(
                 NonDeterminismError(
-                    f"step {self._position} of the history is {stored.kind} {stored.step_id!r}, but the handler asked for "
-                    f"{command.kind} {command.id!r}: mend the handler so that it does what it did, then retry the run"
+                    f"step {self._position} of the history is {stored.kind} {stored.step_id!r}, but the handler asked "
+                    f"for {command.kind} {command.id!r}: mend the handler so that it does what it did, then retry the run"
                 )
             )
         if command.id in self._seen:
@@ -276,7 +276,7 @@ class Replay:
             case RunCommand():
                 return self._call(command, stored)
             case PollCommand():
-                return self._poll(command, stored)
+                return self._poll(cast("PollCommand[Any]", command), stored)
             case WaitForCommand():
                 return self._wait_for(command, stored)
             case WaitUntilCommand():
@@ -398,7 +398,7 @@ class Replay:
 
     def _polled(self, call: CallStep, command: PollCommand[Any], outcome: Returned) -> Decision:
         if outcome.value or call.last_poll:
-            result = PollResult(False, outcome.value) if outcome.value else PollResult(True, None)
+            result: PollResult[Any] = PollResult(not outcome.value, outcome.value or None)
             output = f'{{"timed_out":false,"data":{outcome.output}}}' if outcome.value else POLL_TIMED_OUT
             self._write(_call_row(call, StepStatus.COMPLETED, outcome.elapsed_s, output=output))
             return self._next(command.id, result)
@@ -418,8 +418,8 @@ class Replay:
             ahead = self._history[self._position]
             return _failure(
                 NonDeterminismError(
-                    f"the handler returned, but step {ahead.position} of the history is {ahead.kind} {ahead.step_id!r}: "
-                    f"mend the handler so that it does what it did, then retry the run"
+                    f"the handler returned, but step {ahead.position} of the history is "
+                    f"{ahead.kind} {ahead.step_id!r}: mend the handler so that it does what it did, then retry the run"
                 )
             )
         try:
@@ -429,7 +429,8 @@ class Replay:
 
     def _escaped(self, raised: BaseException) -> Fail:
         """The handler raised. A step's failure that got out, also wrapped in another error, is named by its step."""
-        step_id = next((cause.step_id for cause in _chain(raised) if cause in self._thrown), None)
+        chain = _chain(raised)
+        step_id = next((thrown.step_id for thrown in reversed(self._thrown) if thrown in chain), None)
         if isinstance(raised, StepFailedError) and raised in self._thrown:
             error = ErrorInfo(raised.error_type, raised.message, raised.traceback, raised.step_id)
         else:
@@ -441,12 +442,12 @@ POLL_TIMED_OUT = '{"timed_out":true,"data":null}'
 
 
 def decoded(command: Command[Any], output: str) -> Any:
-    """A stored output as its command's annotation says. Raises SerializationError, or InvalidInputError for an event."""
+    """A stored output as its command's annotation says. Raises SerializationError; InvalidInputError for events."""
     match command:
         case RunCommand(fn=fn):
             return codec_for_return(fn).decode(output, f"the result of step {command.id!r}")
         case PollCommand(fn=fn):
-            return _decoded_poll(command, output, codec_for_return(fn))
+            return _decoded_poll(command.id, output, codec_for_return(fn))
         case WaitForCommand(schema=schema) if schema is not None and output != "null":
             try:
                 return codec_for(schema).decode(output, f"the event of step {command.id!r}")
@@ -458,8 +459,8 @@ def decoded(command: Command[Any], output: str) -> Any:
             return None
 
 
-def _decoded_poll(command: PollCommand[Any], output: str, codec: Codec) -> PollResult[Any]:
-    what = f"the result of step {command.id!r}"
+def _decoded_poll(step_id: str, output: str, codec: Codec) -> PollResult[Any]:
+    what = f"the result of step {step_id!r}"
     plain = PLAIN.decode(output, what)
     if plain["timed_out"]:
         return PollResult(True, None)

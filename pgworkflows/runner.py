@@ -42,7 +42,7 @@ class _SilentWhileReplaying(logging.LoggerAdapter[logging.Logger]):
         super().__init__(logger, extra)
         self._trail = trail
 
-    def isEnabledFor(self, level: int) -> bool:
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802  (logging's name)
         return not self._trail.replaying and super().isEnabledFor(level)
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
@@ -184,7 +184,9 @@ class Execution:
         return self._replay.begin()
 
     def _resolve(self) -> Turn:
-        assert self._replay is not None and self._pending is not None and self._outcome is not None
+        assert self._replay is not None
+        assert self._pending is not None
+        assert self._outcome is not None
         pending, outcome = self._pending, self._outcome
         self._pending = self._outcome = self.call = None
         return self._replay.resolve(pending, outcome)

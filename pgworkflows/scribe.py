@@ -45,7 +45,7 @@ class Scribe(threading.Thread):
         self._give_up = threading.Event()
 
     def submit(self, execution: Execution, entry: Entry) -> None:
-        """Write an entry as soon as possible; `answered` is called in this thread once it is known what became of it."""
+        """Write an entry as soon as possible; `answered` is called in this thread with what became of it."""
         self._queue.put((execution, entry))
 
     def close(self, timeout_s: float) -> None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable
 from datetime import timedelta
+from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -75,7 +76,7 @@ class Worker:
     def run_forever(self) -> None:
         """Work until `stop` is called; in the main thread also until SIGTERM or SIGINT, which end it gracefully. A
         second signal ends it at once. Applies pending migrations first; raises ConfigurationError."""
-        with _signals(self._on_signal):
+        with _Signals(self._on_signal):
             self._run(self._stop.wait)
 
     def run_until_idle(self, timeout: Duration | None = None) -> None:
@@ -106,7 +107,7 @@ class Worker:
         if crew is not None and not crew.owns_this_thread():
             self._finished.wait()
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+    def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         if self._stop.is_set():
             self._hurry.set()
         self._stop.set()
@@ -235,7 +236,7 @@ class _Crew:
                     self._scribe.submit(execution, execution.release_entry())
                     return
                 if call.timeout_s is not None:
-                    self._alarms.set(call.timeout_s, lambda: self._expire(execution, call))
+                    self._alarms.set(call.timeout_s, partial(self._expire, execution, call))
             entry = self._next_entry(execution, call)
             if entry.action != "checkpoint" or entry.steps or entry.events:
                 self._scribe.submit(execution, entry)
@@ -297,7 +298,7 @@ def _checked_number(value: object, what: str) -> int:
     return value
 
 
-class _signals:
+class _Signals:
     """SIGTERM and SIGINT go to a handler while this is entered, if this is the main thread."""
 
     def __init__(self, handler: Callable[[int, FrameType | None], None]) -> None:
