@@ -63,12 +63,8 @@ class Rule(NamedTuple):
     exceptions: Mapping[str, str]
 
 
-CATCHES_ITS_ERRORS: Mapping[str, str] = dict.fromkeys(
-    ("dispatcher", "ear", "heartbeat", "journal", "scribe", "worker"),
-    "catches the driver's errors, and sends it nothing",
-)
 RULES = [
-    Rule(frozenset({"psycopg", "psycopg_pool", "psycopg2"}), frozenset({2}), CATCHES_ITS_ERRORS),
+    Rule(frozenset({"psycopg", "psycopg_pool", "psycopg2"}), frozenset({2}), {}),
     Rule(
         frozenset({"threading", "queue", "concurrent", "multiprocessing"}),
         frozenset({4}),
