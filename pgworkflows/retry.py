@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from dataclasses import dataclass
 from datetime import timedelta
@@ -139,7 +138,7 @@ def _pause(strategy: wait_base, calls_made: int, error: BaseException | None) ->
 def _within_bounds(seconds: object, strategy: wait_base) -> timedelta:
     if isinstance(seconds, timedelta):
         seconds = seconds.total_seconds()
-    if not isinstance(seconds, int | float) or math.isnan(seconds):
+    if not isinstance(seconds, int | float) or seconds != seconds:  # NaN
         raise ValueError(f"the wait strategy {strategy!r} answered {seconds!r}; it must give a number of seconds")
     if seconds >= MAX_PAUSE.total_seconds():
         return MAX_PAUSE
