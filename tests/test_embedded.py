@@ -494,9 +494,13 @@ def test_without_the_programs_the_message_says_how_to_get_them(tmp_path: Path, m
         EmbeddedPostgres().start()
 
 
-def test_a_number_that_is_no_port_is_refused() -> None:
+def test_arguments_that_make_no_sense_are_refused() -> None:
     with pytest.raises(ValueError, match="port must be 1 to 65535, not 0"):
         EmbeddedPostgres(port=0)
+    with pytest.raises(ValueError, match="data_dir is empty"):
+        EmbeddedPostgres("")
+    with pytest.raises(ValueError, match="sets listen_addresses itself; port= makes"):
+        EmbeddedPostgres(settings={"listen_addresses": "*", "work_mem": "8MB"})
 
 
 @as_ordinary_user

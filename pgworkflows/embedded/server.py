@@ -30,6 +30,9 @@ main()
 """
 
 
+OWN_SETTINGS = frozenset({"listen_addresses", "port", "unix_socket_directories", "unix_socket_permissions"})
+
+
 class EmbeddedPostgres:
     """A PostgreSQL server in a directory of its own, reached over a socket that other users cannot reach.
 
@@ -53,6 +56,11 @@ class EmbeddedPostgres:
     ) -> None:
         if port is not None and not 0 < port < 65536:
             raise ValueError(f"port must be 1 to 65535, not {port}")
+        if data_dir is not None and not os.fspath(data_dir):
+            raise ValueError("data_dir is empty; name a directory, or leave it out for a temporary one")
+        taken = sorted(name for name in settings or {} if name.lower() in OWN_SETTINGS)
+        if taken:
+            raise ValueError(f"the embedded server sets {', '.join(taken)} itself; port= makes it listen on 127.0.0.1")
         self._wanted_dir = None if data_dir is None else Path(data_dir).expanduser().resolve()
         self._port = port
         self._settings = {name: str(value) for name, value in (settings or {}).items()}
