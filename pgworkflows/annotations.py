@@ -41,7 +41,7 @@ def return_annotation(fn: Callable[..., Any], names: Mapping[str, Any] | None = 
     if isinstance(fn, type):
         return fn
     fn = getattr(fn, "__func__", fn)
-    if not hasattr(fn, "__annotations__"):
+    if not hasattr(fn, "__code__") and not hasattr(fn, "__wrapped__"):
         fn = type(fn).__call__
     return resolved(annotations_of(fn).get("return", NOTHING), fn, names)
 

@@ -16,7 +16,6 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, is_dataclass
 from datetime import date, datetime, time, timedelta
 from decimal import Decimal
-from enum import Enum
 from functools import lru_cache
 from typing import Any, cast
 from uuid import UUID
@@ -29,19 +28,11 @@ from pgworkflows.errors import SerializationError
 _ATOMS = frozenset({type(None), bool, int, str, bytes, date, datetime, time, timedelta, Decimal, UUID})
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
 _MASK = "**********"  # what pydantic writes for a secret
-_NOT_FINITE_IN_WORDS = re.compile("NaN|Infinity")
 _scan = json.JSONDecoder().raw_decode
 
 
 class _UnstorableError(Exception):
     """The fact that keeps a value from being stored, as the end of a sentence that begins with "it holds"."""
-
-
-class _Doubt(Enum):
-    """What pydantic may write as something else, unless a serializer of the user's takes care of it."""
-
-    SECRET = "a secret, which would be stored as asterisks; give its field a serializer"  # noqa: S105  (a sentence)
-    NOT_FINITE = "NaN or infinity, which JSON does not have"
 
 
 def encode_plain(value: Any, what: str) -> str:
@@ -59,12 +50,12 @@ def encode_plain(value: Any, what: str) -> str:
 def encode_dumped(dump: Callable[[Any], Any], value: Any, what: str) -> str:
     """The same for a value that `dump(value)` turns into JSON's types. What `dump` raises is the caller's."""
     try:
-        doubts = _doubts(value)
+        secret = _holds_secret(value)
     except (_UnstorableError, RecursionError) as error:
         raise _refusal(error, what, None) from None
     dumped = dump(value)
     try:
-        return _storable(_write(_cleared(dumped, doubts)))
+        return _storable(_write(_unmasked(dumped, secret)))
     except Exception as error:
         raise _refusal(error, what, dumped) from None
 
@@ -72,7 +63,7 @@ def encode_dumped(dump: Callable[[Any], Any], value: Any, what: str) -> str:
 def check_keys(value: Any, what: str) -> None:
     """Raise SerializationError if two keys of a dict in `value` are the same in JSON, as 1 and "1" are."""
     try:
-        _doubts(value)
+        _holds_secret(value)
     except (_UnstorableError, RecursionError) as error:
         raise _refusal(error, what, None) from None
 
@@ -108,22 +99,18 @@ def _storable(text: str) -> str:
 
 def _for_json(value: Any) -> Any:
     """What the JSON encoder asks for when it does not know `value`."""
-    doubts = _doubts(value)
+    secret = _holds_secret(value)
     try:
         written: Any = to_jsonable_python(value)
     except Exception as error:
         raise _UnstorableError(f"{type(value).__qualname__}, which cannot be written as JSON: {error}") from None
-    return _cleared(written, doubts)
+    return _unmasked(written, secret)
 
 
-def _cleared(written: Any, doubts: set[_Doubt]) -> Any:
-    """`written`, unless it shows that a doubt was right."""
-    if doubts:
-        words = repr(written)
-        if _Doubt.SECRET in doubts and _MASK in words:
-            raise _UnstorableError(_Doubt.SECRET.value)
-        if _Doubt.NOT_FINITE in doubts and not _NOT_FINITE_IN_WORDS.search(words):
-            raise _UnstorableError(_Doubt.NOT_FINITE.value)
+def _unmasked(written: Any, secret: bool) -> Any:
+    """`written`, unless it shows the mask of a secret: a field's own serializer may have revealed it."""
+    if secret and _MASK in repr(written):
+        raise _UnstorableError("a secret, which would be stored as asterisks; give its field a serializer")
     return written
 
 
@@ -140,32 +127,31 @@ def _writer() -> Callable[[Any], str]:
 _write = _writer()
 
 
-def _doubts(value: object) -> set[_Doubt]:
-    """What in `value` needs a look at how it was written. Refuses what can be read only once."""
-    found: set[_Doubt] = set()
-    _collect_doubts(value, found)
+def _holds_secret(value: object) -> bool:
+    """Whether a secret is in `value`. Refuses what pydantic would lose: what can be read only once, NaN, equal keys."""
+    if type(value) in _ATOMS:
+        return False
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise _UnstorableError("NaN or infinity, which JSON does not have")
+        return False
+    parts = _parts(value)
+    if parts is None:
+        _refuse_once_only(value)
+        return hasattr(value, "get_secret_value")
+    found = False
+    for part in parts:
+        found |= _holds_secret(part)
     return found
 
 
-def _collect_doubts(value: object, found: set[_Doubt]) -> None:
-    if type(value) in _ATOMS:
-        return
-    if isinstance(value, float):
-        if not math.isfinite(value):
-            found.add(_Doubt.NOT_FINITE)
-        return
-    parts = _parts(value)
-    if parts is not None:
-        for part in parts:
-            _collect_doubts(part, found)
-    elif inspect.iscoroutine(value):
+def _refuse_once_only(value: object) -> None:
+    if inspect.iscoroutine(value):
         value.close()  # else Python warns that it was never awaited
         raise _UnstorableError("a coroutine, which nobody awaits; return its result")
-    elif isinstance(value, Iterator):
+    if isinstance(value, Iterator):
         kind = type(cast("object", value)).__qualname__
         raise _UnstorableError(f"a {kind}, which can be read only once; return a list instead")
-    elif hasattr(value, "get_secret_value"):
-        found.add(_Doubt.SECRET)
 
 
 def _parts(value: object) -> Iterable[object] | None:

@@ -152,7 +152,10 @@ def typed_codec(annotation: Any) -> Codec:
     annotation = restorable(annotation)
     if annotation is Any:
         return PLAIN
-    return Codec(annotation, adapter=TypeAdapter(annotation), exact=json_types(annotation))
+    adapter: TypeAdapter[Any] = TypeAdapter(annotation)
+    if not getattr(adapter, "pydantic_complete", True):
+        adapter.rebuild(raise_errors=True)
+    return Codec(annotation, adapter=adapter, exact=json_types(annotation))
 
 
 def explained(error: Exception) -> str:
