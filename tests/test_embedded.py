@@ -52,7 +52,7 @@ class Owner:
             user=user.uid if user else None,
             group=user.gid if user else None,
             extra_groups=[] if user else None,
-            env={"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(paths)} if user else None,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)} if user else None,
         )
 
     def hear(self) -> dict[str, Any]:
