@@ -406,6 +406,30 @@ begin
 end
 $function$;
 
+create type pgworkflows.locked_run as (place pgworkflows.queue, run pgworkflows.runs);
+
+create function pgworkflows.lock_run(run_id uuid, resource_id text) returns pgworkflows.locked_run
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $function$
+#variable_conflict use_column
+declare
+    place pgworkflows.queue;
+    run pgworkflows.runs;
+begin
+    -- Whoever changes an unfinished run holds its queue row. A finished one has none; found without one although it is
+    -- unfinished, it was retried between the two looks.
+    for attempt in 1 .. 100 loop
+        select * into place from pgworkflows.queue as q where q.run_id = lock_run.run_id for no key update;
+        select * into run from pgworkflows.runs as r
+        where r.id = lock_run.run_id and (lock_run.resource_id is null or r.resource_id = lock_run.resource_id);
+        exit when place.run_id is not null or run.id is null or run.status in ('completed', 'failed', 'cancelled');
+    end loop;
+    return (place, run)::pgworkflows.locked_run;
+end
+$function$;
+comment on function pgworkflows.lock_run(uuid, text) is 'Lock a run''s queue row and read both, if the run is the resource''s.';
+
 create function pgworkflows.try_trigger_event(
     run_id uuid,
     event_name text,
@@ -419,16 +443,16 @@ set search_path = pg_catalog, pg_temp
 as $function$
 #variable_conflict use_column
 declare
+    locked pgworkflows.locked_run;
     place pgworkflows.queue;
     run pgworkflows.runs;
 begin
     perform pgworkflows.check_name(event_name, 'the event name');
     perform pgworkflows.check_name(idempotency_key, 'the idempotency key');
-    select * into place from pgworkflows.queue as q where q.run_id = try_trigger_event.run_id for no key update;
-    select * into run from pgworkflows.runs as r
-    where r.id = try_trigger_event.run_id
-        and (try_trigger_event.resource_id is null or r.resource_id = try_trigger_event.resource_id);
-    if not found then
+    locked := pgworkflows.lock_run(try_trigger_event.run_id, try_trigger_event.resource_id);
+    place := locked.place;
+    run := locked.run;
+    if run.id is null then
         return ('not_found', null)::pgworkflows.outcome;
     end if;
     if exists (
@@ -490,16 +514,15 @@ set search_path = pg_catalog, pg_temp
 as $function$
 #variable_conflict use_column
 declare
+    locked pgworkflows.locked_run;
     place pgworkflows.queue;
     run pgworkflows.runs;
     moment timestamptz := clock_timestamp();
 begin
-    select * into place from pgworkflows.queue as q where q.run_id = try_pause_workflow.run_id for no key update;
-    select * into run from pgworkflows.runs as r
-    where r.id = try_pause_workflow.run_id
-        and (try_pause_workflow.resource_id is null or r.resource_id = try_pause_workflow.resource_id)
-    for no key update;
-    if not found then
+    locked := pgworkflows.lock_run(try_pause_workflow.run_id, try_pause_workflow.resource_id);
+    place := locked.place;
+    run := locked.run;
+    if run.id is null then
         return ('not_found', null)::pgworkflows.outcome;
     elsif place.run_id is null or run.status not in ('pending', 'running', 'waiting') then
         return ('invalid_status', run)::pgworkflows.outcome;
@@ -527,16 +550,15 @@ set search_path = pg_catalog, pg_temp
 as $function$
 #variable_conflict use_column
 declare
+    locked pgworkflows.locked_run;
     place pgworkflows.queue;
     run pgworkflows.runs;
     moment timestamptz := clock_timestamp();
 begin
-    select * into place from pgworkflows.queue as q where q.run_id = try_resume_workflow.run_id for no key update;
-    select * into run from pgworkflows.runs as r
-    where r.id = try_resume_workflow.run_id
-        and (try_resume_workflow.resource_id is null or r.resource_id = try_resume_workflow.resource_id)
-    for no key update;
-    if not found then
+    locked := pgworkflows.lock_run(try_resume_workflow.run_id, try_resume_workflow.resource_id);
+    place := locked.place;
+    run := locked.run;
+    if run.id is null then
         return ('not_found', null)::pgworkflows.outcome;
     elsif place.run_id is null or run.status <> 'paused' then
         return ('invalid_status', run)::pgworkflows.outcome;
@@ -574,16 +596,15 @@ set search_path = pg_catalog, pg_temp
 as $function$
 #variable_conflict use_column
 declare
+    locked pgworkflows.locked_run;
     place pgworkflows.queue;
     run pgworkflows.runs;
     moment timestamptz := clock_timestamp();
 begin
-    select * into place from pgworkflows.queue as q where q.run_id = try_cancel_workflow.run_id for no key update;
-    select * into run from pgworkflows.runs as r
-    where r.id = try_cancel_workflow.run_id
-        and (try_cancel_workflow.resource_id is null or r.resource_id = try_cancel_workflow.resource_id)
-    for no key update;
-    if not found then
+    locked := pgworkflows.lock_run(try_cancel_workflow.run_id, try_cancel_workflow.resource_id);
+    place := locked.place;
+    run := locked.run;
+    if run.id is null then
         return ('not_found', null)::pgworkflows.outcome;
     elsif place.run_id is null or run.status in ('completed', 'failed', 'cancelled') then
         return ('invalid_status', run)::pgworkflows.outcome;
@@ -642,18 +663,20 @@ set search_path = pg_catalog, pg_temp
 as $function$
 #variable_conflict use_column
 declare
+    locked pgworkflows.locked_run;
     place pgworkflows.queue;
     run pgworkflows.runs;
     moment timestamptz := clock_timestamp();
 begin
-    select * into place from pgworkflows.queue as q where q.run_id = try_retry_workflow.run_id for no key update;
-    select * into run from pgworkflows.runs as r
-    where r.id = try_retry_workflow.run_id
-        and (try_retry_workflow.resource_id is null or r.resource_id = try_retry_workflow.resource_id)
-    for no key update;
-    if not found then
+    locked := pgworkflows.lock_run(try_retry_workflow.run_id, try_retry_workflow.resource_id);
+    place := locked.place;
+    run := locked.run;
+    if run.id is null then
         return ('not_found', null)::pgworkflows.outcome;
-    elsif run.status not in ('failed', 'cancelled') then
+    end if;
+    -- A finished run has no queue row to lock: two retries at once meet here.
+    select * into run from pgworkflows.runs as r where r.id = run.id for no key update;
+    if run.status not in ('failed', 'cancelled') then
         return ('invalid_status', run)::pgworkflows.outcome;
     end if;
     -- The failure is taken back and what was cancelled stands again; a wait's deadline never moves.
@@ -690,16 +713,15 @@ set search_path = pg_catalog, pg_temp
 as $function$
 #variable_conflict use_column
 declare
+    locked pgworkflows.locked_run;
     place pgworkflows.queue;
     run pgworkflows.runs;
     step_kind text;
 begin
-    select * into place from pgworkflows.queue as q where q.run_id = try_fast_forward_workflow.run_id for no key update;
-    select * into run from pgworkflows.runs as r
-    where r.id = try_fast_forward_workflow.run_id
-        and (try_fast_forward_workflow.resource_id is null or r.resource_id = try_fast_forward_workflow.resource_id)
-    for no key update;
-    if not found then
+    locked := pgworkflows.lock_run(try_fast_forward_workflow.run_id, try_fast_forward_workflow.resource_id);
+    place := locked.place;
+    run := locked.run;
+    if run.id is null then
         return ('not_found', null)::pgworkflows.outcome;
     elsif place.status = 'running' or place.wait_kind is null or place.wait_kind = 'retry' then
         return ('nothing', run)::pgworkflows.outcome;
@@ -990,11 +1012,12 @@ begin
     end if;
     perform pgworkflows.wake_due();
     number := nextval('pgworkflows.claims');
-    suspects := exists (
-        select from pgworkflows.queue as q
-        where q.interruptions >= 3 and q.status = 'pending' and q.wake_at is null
-            and q.queue = any (queues) and q.workflow_id = any (workflows)
-    );
+    perform from pgworkflows.queue as q
+    where q.interruptions >= 3 and q.status = 'pending' and q.wake_at is null
+        and q.queue = any (queues) and q.workflow_id = any (workflows)
+    limit 1
+    for no key update skip locked;
+    suspects := found;
     -- One ordered look into the index per lane and workflow: "= any" would sort the whole backlog.
     with candidate as materialized (
         select found.run_id

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ class _DbApi:
         cursor = self._make_cursor()
         try:
             cursor.execute(sql, _positional(params))
-            return list(cursor.fetchall())
+            return [tuple(row.values() if isinstance(row, Mapping) else row) for row in cursor.fetchall()]
         finally:
             cursor.close()
 
@@ -44,12 +45,13 @@ def _positional(params: Params) -> Any:
 def borrowed(connection: Any) -> Executor:
     """An executor for a psycopg 3 connection, Django's `connection`, a SQLAlchemy Connection or Session, or any DB-API
     connection or cursor. Raises TypeError for anything else."""
+    if inspect.iscoroutinefunction(getattr(connection, "execute", None)):
+        raise TypeError(f"connection= takes synchronous connections; {type(connection).__name__} is asynchronous")
     if isinstance(connection, psycopg.Connection):
-        return _DbApi(lambda: connection.cursor(row_factory=tuple_row))
+        # Not its own cursor class, which may want another way of writing parameters.
+        return _DbApi(lambda: psycopg.Cursor(connection, row_factory=tuple_row))
     if isinstance(connection, psycopg.Cursor):
         return borrowed(connection.connection)
-    if isinstance(connection, (psycopg.AsyncConnection, psycopg.AsyncCursor)):
-        raise TypeError("connection= takes synchronous connections; this one is asynchronous")
     if callable(getattr(connection, "exec_driver_sql", None)):
         return _SqlAlchemy(connection)
     if callable(getattr(connection, "get_bind", None)) and callable(getattr(connection, "connection", None)):

@@ -10,14 +10,15 @@ from threading import Lock
 from typing import Any, Protocol
 
 import psycopg
+from psycopg import Cursor
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
-from psycopg_pool import ConnectionPool, PoolTimeout
+from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from pgworkflows.errors import ConfigurationError, SerializationError, WorkflowEngineError
 
 Connection = psycopg.Connection[tuple[Any, ...]]
-Pool = ConnectionPool[Connection]
+Pool = ConnectionPool[Any]
 Row = tuple[Any, ...]
 Params = Sequence[object] | Mapping[str, object]
 
@@ -31,6 +32,8 @@ _DEFAULTS = {
     "keepalives_interval": "5",
     "keepalives_count": "3",
 }
+# Whatever the database's encoding: what it cannot hold, the server refuses, and our own statements are UTF-8.
+_ALWAYS = {"client_encoding": "utf8"}
 # A statement may not be repeated or reordered under a snapshot of its transaction, and an acknowledged write must be
 # on disk, whatever the server's defaults say. JSON shows times in the session's zone: UTC.
 _SET_UP = """
@@ -79,7 +82,10 @@ class Executor(Protocol):
 
 
 def normalise(conninfo: str) -> str:
-    """A connection string for libpq. Understands SQLAlchemy's `postgresql+psycopg://`; raises ConfigurationError."""
+    """A connection string for libpq. Understands SQLAlchemy's `postgresql+psycopg://`; raises ConfigurationError, and
+    TypeError for what is no string."""
+    if not isinstance(conninfo, str):
+        raise TypeError(f"the connection string must be a string, not {type(conninfo).__name__}")
     scheme, separator, rest = conninfo.partition("://")
     if separator and "+" in scheme:
         conninfo = f"{scheme.split('+')[0]}://{rest}"
@@ -90,16 +96,23 @@ def normalise(conninfo: str) -> str:
         raise ConfigurationError(
             "the connection string could not be read: use postgresql://user:password@host:port/database"
         ) from None
-    return make_conninfo("", **{**_DEFAULTS, **given})
+    return make_conninfo("", **{**_DEFAULTS, **given, **_ALWAYS})
 
 
 def connect(conninfo: str, *, lock_timeout_ms: int = 0) -> Connection:
     """A connection of our own, in autocommit mode. Raises ConfigurationError with the server's reason."""
+    given = normalise(conninfo)
     try:
-        conn = psycopg.connect(normalise(conninfo), autocommit=True, row_factory=tuple_row)
-    except psycopg.OperationalError as error:
+        conn = psycopg.connect(given, autocommit=True, row_factory=tuple_row)
+    except psycopg.Error as error:
         raise ConfigurationError(f"cannot connect to PostgreSQL: {str(error).strip()}") from error
-    _set_up(conn, lock_timeout_ms)
+    try:
+        _set_up(conn, lock_timeout_ms)
+    except BaseException as error:
+        conn.close()
+        if isinstance(error, psycopg.Error):
+            raise ConfigurationError(f"cannot set up a connection to PostgreSQL: {str(error).strip()}") from error
+        raise
     return conn
 
 
@@ -133,10 +146,10 @@ class Database:
         if self._conninfo is not None:
             return self._conninfo
         assert self._given is not None
-        given = self._given.conninfo
-        if not isinstance(given, str):
-            raise ConfigurationError("the pool's conninfo is a function: give conninfo= as well")
-        return normalise(make_conninfo(given, **_connect_parameters(self._given.kwargs)))
+        given, kwargs = self._given.conninfo, self._given.kwargs
+        conninfo = given() if callable(given) else given
+        parameters = kwargs() if callable(kwargs) else kwargs
+        return normalise(make_conninfo(normalise(conninfo), **_connect_parameters(parameters)))
 
     @contextmanager
     def connection(self) -> Generator[Connection]:
@@ -145,7 +158,12 @@ class Database:
         try:
             conn = pool.getconn()
         except PoolTimeout as error:
-            raise ConfigurationError(f"no connection to PostgreSQL within {pool.timeout:.0f} s: {error}") from error
+            connect(self.conninfo).close()  # raises with the server's reason, if it is that
+            raise ConfigurationError(
+                f"no connection was free within {pool.timeout:.0f} s: all {pool.max_size} of the pool are in use"
+            ) from error
+        except PoolClosed as error:
+            raise ConfigurationError(f"the pool that was given is not open ({error}): open it first") from error
         try:
             with conn:
                 yield conn
@@ -153,20 +171,25 @@ class Database:
             pool.putconn(conn)
 
     def fetch(self, sql: str, params: Params = ()) -> list[Row]:
-        """Run one statement on a connection of the pool."""
-        try:
-            with self.connection() as conn, conn.cursor(row_factory=tuple_row) as cursor:
-                cursor.execute(sql.encode(), params)
-                return cursor.fetchall()
-        except psycopg.Error as error:
-            raise _explained(error) from error
+        """Run one statement on a connection of the pool. Raises the library's errors where there is one."""
+        with self.connection() as conn:
+            try:
+                with Cursor(conn, row_factory=tuple_row) as cursor:
+                    cursor.execute(sql.encode(), params)
+                    return cursor.fetchall()
+            except psycopg.Error as error:
+                raise explained(error, lost=conn.broken or conn.closed) from error
 
     def close(self) -> None:
         """Close the pool unless it was given."""
         with self._lock:
             pool, self._pool = self._pool, self._given
-            if pool is not None and pool is not self._given and self._owner == os.getpid():
+            if pool is None or pool is self._given:
+                return
+            if self._owner == os.getpid():
                 pool.close()
+            else:
+                self._left_behind.append(pool)
 
     def _open(self) -> Pool:
         pool = self._pool
@@ -199,24 +222,33 @@ class Database:
         )
 
 
-def _connect_parameters(kwargs: Any) -> dict[str, Any]:
-    ours = {"autocommit", "row_factory", "prepare_threshold", "cursor_factory", "context"}
-    return {key: value for key, value in dict(kwargs or {}).items() if key not in ours}
+def _connect_parameters(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of a pool's arguments for `connect` is libpq's, not psycopg's."""
+    drivers = {"autocommit", "row_factory", "prepare_threshold", "cursor_factory", "context"}
+    return {key: value for key, value in (kwargs or {}).items() if key not in drivers}
 
 
-def _explained(error: psycopg.Error) -> Exception:
-    """The library's error for what a statement of ours can meet on the server; the driver's where there is none."""
+def explained(error: psycopg.Error, *, lost: bool = False) -> Exception:
+    """The library's error for what a statement of ours can meet on the server; the driver's where there is none.
+    `lost`: the connection has ended with it."""
     reason = str(error).strip()
-    explained: WorkflowEngineError
+    found: WorkflowEngineError
     match error:
         case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedFunction() | psycopg.errors.InvalidSchemaName():
-            explained = ConfigurationError(f"the schema is not there or is older: call migrate() first ({reason})")
+            found = ConfigurationError(
+                f"the schema is not there, or of another version: call migrate() or engine.start() first ({reason})"
+            )
         case psycopg.errors.ReadOnlySqlTransaction():
-            explained = ConfigurationError(f"the server is read-only; connect to the primary ({reason})")
+            found = ConfigurationError(f"the server is read-only: connect to the primary ({reason})")
         case psycopg.errors.InsufficientPrivilege():
-            explained = ConfigurationError(f"the database user lacks a privilege ({reason})")
-        case psycopg.errors.ProgramLimitExceeded() | psycopg.DataError():
-            explained = SerializationError(f"PostgreSQL refused a value ({reason})")
+            found = ConfigurationError(f"the database user lacks a privilege: grant it, or use another user ({reason})")
+        case _ if error.sqlstate is not None and error.sqlstate[:2] in {"22", "54"}:
+            found = SerializationError(f"PostgreSQL refused a value ({reason})")
+        case _ if lost:
+            found = ConfigurationError(
+                f"the connection to PostgreSQL was lost ({reason}): the call may have been carried out or not; a start "
+                "or an event with an idempotency_key can be repeated safely"
+            )
         case _:
             return error
-    return explained
+    return found

@@ -22,11 +22,13 @@ from pgworkflows.pool import Pool
 
 QUIET_S = 0.03
 """How long nothing must have been ready before the worker announces that it sleeps."""
-FIRST_LOOK_S = 0.002
-LONGEST_LOOK_S = 0.016
+FIRST_LOOK_S = 0.001
+LONGEST_LOOK_S = 0.004
 SATURATED_S = 0.05
-FULL_S = 0.5
+FULL_S = 0.05
 LOCK_PATIENCE_S = 3.0
+HELD_S = 0.02
+RECOUNT_EVERY_S = 10.0
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,7 @@ class Dispatcher(threading.Thread):
         self._look_s = FIRST_LOOK_S
         self._worked_at = 0.0
         self._in_doubt = False
+        self._recounted_at = time.monotonic()
 
     def close(self) -> None:
         self._closing.set()
@@ -107,7 +110,8 @@ class Dispatcher(threading.Thread):
         if lanes.workflows != self._declared:
             self._declare(self._conn, tuple(lanes.workflows.values()))
             self._declared = lanes.workflows
-        if self._in_doubt:
+        if self._in_doubt or time.monotonic() - self._recounted_at > RECOUNT_EVERY_S:
+            self._recounted_at = time.monotonic()
             claims.release_unheld(self._conn, self._holdings.worker_id, tuple(self._holdings.executions))
             self._in_doubt = False
         self._holdings.bell.clear()
@@ -174,7 +178,10 @@ class Dispatcher(threading.Thread):
         return claim
 
     def _rest(self, lanes: Lanes, claim: Claim) -> None:
-        due_s = self._poll_interval_s if claim.due_in_s is None else max(claim.due_in_s, 0.0005)
+        due_s = self._poll_interval_s if claim.due_in_s is None else claim.due_in_s
+        if due_s <= 0:
+            # Due, and still there: somebody holds the row.
+            due_s = HELD_S
         if self._announced == lanes.queues:
             self._holdings.bell.wait(min(self._poll_interval_s, due_s))
         elif time.monotonic() - self._worked_at > QUIET_S:

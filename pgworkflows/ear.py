@@ -34,6 +34,7 @@ class Ear(threading.Thread):
 
     def close(self) -> None:
         self._closing.set()
+        self._listener.wake()
         self.join(LISTEN_FOR_S + 1.0)
 
     def run(self) -> None:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pgworkflows import claims
@@ -17,8 +17,7 @@ from pgworkflows.history import ErrorInfo, StepStatus
 from pgworkflows.replay import EventTaken, StepWrite
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """What one run writes in one flush: its steps, and what becomes of the run.
 
     `action` is checkpoint (the run goes on), suspend, complete, fail, retry (of the whole run) or release.
@@ -86,11 +85,11 @@ def without_results(entry: Entry, reason: str) -> Entry:
         if row.output is not None or row.error is not None:
             info = ErrorInfo("SerializationError", message, None, row.step_id)
             failed = row._replace(status=StepStatus.FAILED, output=None, error=info, wake_at=None, wake_after=None)
-            return replace(
-                entry, action="release", steps=(failed,), events=(), output=None, error=None, step_id=row.step_id
+            return entry._replace(
+                action="release", steps=(failed,), events=(), output=None, error=None, step_id=row.step_id
             )
-    return replace(
-        entry, action="fail", steps=(), events=(), output=None, error=ErrorInfo("SerializationError", message)
+    return entry._replace(
+        action="fail", steps=(), events=(), output=None, error=ErrorInfo("SerializationError", message)
     )
 
 

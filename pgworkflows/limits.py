@@ -23,7 +23,8 @@ def checked_identifier(value: object, what: str) -> str:
 
 
 def checked_priority(value: object) -> int:
-    """`"high"` (100), `"normal"` (0), `"low"` (-100) or an int within ±1000, as a number. Raises TypeError, ValueError."""
+    """The number of `"high"` (100), `"normal"` (0), `"low"` (-100), or of an int within ±1000. Raises TypeError or
+    ValueError."""
     if isinstance(value, str):
         if value not in PRIORITIES:
             raise ValueError(f"priority {value!r} is unknown: use 'high', 'normal', 'low' or a number")

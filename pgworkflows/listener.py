@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import select
+import socket
 from uuid import UUID
 
 import psycopg
@@ -13,13 +15,14 @@ from pgworkflows.schema import statement
 
 
 class Listener:
-    """A dedicated session in autocommit mode. For one thread, but for `close`."""
+    """A dedicated session in autocommit mode. For one thread, but for `wake`."""
 
     def __init__(self, conninfo: str, schema: str) -> None:
         self._conninfo = conninfo
         self._schema = schema
         self._conn: Connection | None = None
         self._locked: set[UUID] = set()
+        self._woken, self._waker = socket.socketpair()
 
     def open(self, worker_id: UUID) -> bool:
         """Connect and listen, and take the worker's lock; whether it was got. Raises Unavailable."""
@@ -32,13 +35,22 @@ class Listener:
     def wait(self, timeout_s: float) -> bool:
         """Whether a notification came within the time. Raises Unavailable."""
         assert self._conn is not None
+        poll = select.poll()
+        poll.register(self._conn.fileno(), select.POLLIN)
+        poll.register(self._woken, select.POLLIN)
         try:
-            return any(True for _ in self._conn.notifies(timeout=timeout_s, stop_after=1))
+            poll.poll(timeout_s * 1000)
+            return any(True for _ in self._conn.notifies(timeout=0))
         except psycopg.Error as error:
             self.close()
             raise Unavailable(str(error).strip()) from error
 
+    def wake(self) -> None:
+        """End the wait at once, from another thread and for good."""
+        self._waker.send(b"!")
+
     def close(self) -> None:
+        """Close the session; `open` begins another."""
         conn, self._conn = self._conn, None
         if conn is not None:
             conn.close()

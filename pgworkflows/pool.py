@@ -50,10 +50,13 @@ class Pool:
         self._spawn()
         return True
 
-    def return_one(self) -> None:
-        """A call that was given up has returned: its thread is one too many, and ends."""
+    def has_too_many(self) -> bool:
+        """Whether the thread of a call that was given up, and has returned now, is one too many and should end."""
         with self._lock:
+            if self._lost == 0:
+                return False
             self._lost -= 1
+            return True
 
     def close(self, timeout_s: float) -> None:
         """End the threads that are free; those in a step function end with it."""

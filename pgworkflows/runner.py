@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import MutableMapping
-from dataclasses import replace
 from threading import Lock
 from types import MappingProxyType
 from typing import Any
@@ -76,7 +75,18 @@ class Call:
 class Execution:
     """A claimed run in this process. One thread at a time works on it; `control` and `dropped` may be set by others."""
 
-    __slots__ = ("_logger", "_outcome", "_pending", "_replay", "call", "control", "dropped", "run", "workflow")
+    __slots__ = (
+        "_logger",
+        "_outcome",
+        "_pending",
+        "_replay",
+        "_run_id",
+        "call",
+        "control",
+        "dropped",
+        "run",
+        "workflow",
+    )
 
     def __init__(self, run: ClaimedRun, workflow: Workflow[Any, Any], logger: logging.Logger) -> None:
         self.run = run
@@ -85,6 +95,7 @@ class Execution:
         self.dropped = False
         self.call: Call | None = None
         self._logger = logger
+        self._run_id = UUID(run.run_id)
         self._replay: Replay | None = None
         self._pending: CallStep | None = None
         self._outcome: StepOutcome | None = None
@@ -93,7 +104,7 @@ class Execution:
         """The call that `work` will make, all before it being durable; None when it will make none."""
         if self._pending is None or self._outcome is not None:
             return None
-        self.call = Call(self._pending, UUID(self.run.run_id))
+        self.call = Call(self._pending, self._run_id)
         return self.call
 
     def work(self, call: Call | None) -> Entry | None:
@@ -163,7 +174,7 @@ class Execution:
             return Turn((), (), Fail(ErrorInfo(type(error).__name__, error.message), retryable=False))
         extra: dict[str, object] = {"run_id": run.run_id, "workflow_id": run.workflow_id}
         context = StepContext(
-            run_id=UUID(run.run_id),
+            run_id=self._run_id,
             workflow_id=run.workflow_id,
             resource_id=run.resource_id,
             attempt=run.retry_count + 1,
@@ -200,15 +211,15 @@ class Execution:
                 self._pending = decision
                 return entry
             case Suspend(step_id, wait_kind, wait_event):
-                return replace(entry, action="suspend", step_id=step_id, wait_kind=wait_kind, wait_event=wait_event)
+                return entry._replace(action="suspend", step_id=step_id, wait_kind=wait_kind, wait_event=wait_event)
             case Complete(output):
                 last = turn.writes[-1].step_id if turn.writes else None
-                return replace(entry, action="complete", step_id=last, output=output)
+                return entry._replace(action="complete", step_id=last, output=output)
             case Fail(error, retryable) if retryable and run.retry_count < run.max_retries:
                 pause = run_retry_pause(run.retry_count + 1)
-                return replace(entry, action="retry", step_id=error.step_id, wake_after=pause, error=error)
+                return entry._replace(action="retry", step_id=error.step_id, wake_after=pause, error=error)
             case Fail(error):
-                return replace(entry, action="fail", step_id=error.step_id, error=error)
+                return entry._replace(action="fail", step_id=error.step_id, error=error)
 
 
 def _perform(call: Call) -> StepOutcome:

@@ -89,6 +89,9 @@ class Scribe(threading.Thread):
     def _write(self, batch: list[Pending], backoff: Backoff) -> None:
         while not self._give_up.is_set():
             worker_id = self._holdings.worker_id
+            for execution, _ in batch:
+                if execution.dropped:
+                    execution.close()
             batch = [(execution, entry) for execution, entry in batch if not execution.dropped]
             if not batch:
                 return

@@ -231,27 +231,32 @@ class _Crew:
         """In a thread of the pool: take a run to the next thing that has to be stored, and hand that to the scribe."""
         while not execution.dropped:
             call = execution.next_call()
-            if call is not None:
-                if self._closing.is_set() or execution.control is not None:
-                    self._scribe.submit(execution, execution.release_entry())
-                    return
-                if call.timeout_s is not None:
-                    self._alarms.set(call.timeout_s, partial(self._expire, execution, call))
-            entry = self._next_entry(execution, call)
+            if call is not None and (self._closing.is_set() or execution.control is not None):
+                self._scribe.submit(execution, execution.release_entry())
+                return
+            if call is None or call.timeout_s is None:
+                entry = self._next_entry(execution, call)
+            else:
+                alarm = self._alarms.set(call.timeout_s, partial(self._expire, execution, call))
+                try:
+                    entry = self._next_entry(execution, call)
+                finally:
+                    alarm.cancel()
+            if entry is None:
+                return
             if entry.action != "checkpoint" or entry.steps or entry.events:
                 self._scribe.submit(execution, entry)
                 return
         execution.close()
 
-    def _next_entry(self, execution: Execution, call: Call | None) -> Entry:
+    def _next_entry(self, execution: Execution, call: Call | None) -> Entry | None:
         try:
             entry = execution.work(call)
         except Exception as error:
             # Nothing a handler or a step does ends up here: a strategy of the user's raised, or we are wrong.
             self._logger.exception("pgworkflows: run %s could not be advanced", execution.run.run_id)
             return execution.failure_entry(error_info(error))
-        if entry is None:
-            self._pool.return_one()
+        if entry is None and self._pool.has_too_many():
             raise ThreadLost
         return entry
 

@@ -1,0 +1,162 @@
+"""The scenarios: each takes an engine on a fresh schema and gives its figures by name."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import UUID
+
+import psycopg
+
+from bench.workflows import event, five, one
+from pgworkflows import WorkflowEngine
+
+Figures = dict[str, float]
+
+
+def throughput(engine: WorkflowEngine, runs: int) -> Figures:
+    """`runs` runs of five steps, started one by one without a worker, then drained by one worker."""
+    began = time.perf_counter()
+    for _ in range(runs):
+        engine.start_workflow(five)
+    started = time.perf_counter()
+    engine.worker().run_until_idle()
+    drained = time.perf_counter()
+    assert count_unfinished(engine) == 0
+    return {
+        "start_per_s": runs / (started - began),
+        "runs_per_s": runs / (drained - started),
+        "steps_per_s": 5 * runs / (drained - started),
+    }
+
+
+def latency(engine: WorkflowEngine, runs: int) -> Figures:
+    """One run of one step at a time, the worker idle: start → completed."""
+    seen: list[float] = []
+    with working(engine), watching(engine) as status:
+        for _ in range(runs):
+            began = time.perf_counter()
+            run = engine.start_workflow(one)
+            until(lambda run_id=run.id: status(run_id) == "completed")
+            seen.append(time.perf_counter() - began)
+            time.sleep(0.02)
+    return quantiles(seen)
+
+
+def event_latency(engine: WorkflowEngine, runs: int) -> Figures:
+    """A run waits; event sent → completed."""
+    seen: list[float] = []
+    with working(engine), watching(engine) as status:
+        for _ in range(runs):
+            run = engine.start_workflow(event)
+            until(lambda run_id=run.id: status(run_id) == "waiting")
+            time.sleep(0.02)
+            began = time.perf_counter()
+            engine.trigger_event(run.id, "go", {"a": 1})
+            until(lambda run_id=run.id: status(run_id) == "completed")
+            seen.append(time.perf_counter() - began)
+    return quantiles(seen)
+
+
+def count_unfinished(engine: WorkflowEngine) -> int:
+    """How many runs are still in the queue."""
+    with psycopg.connect(engine.conninfo) as conn:
+        row = conn.execute("select count(*) from pgworkflows.queue").fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@contextmanager
+def working(engine: WorkflowEngine) -> Iterator[None]:
+    """A worker in a thread of this process, settled down before the work begins."""
+    worker = engine.worker()
+    thread = threading.Thread(target=worker.run_forever, daemon=True)
+    thread.start()
+    engine.wait_for_run(engine.start_workflow(one).id, timeout=30)
+    time.sleep(0.5)
+    try:
+        yield
+    finally:
+        worker.stop()
+        thread.join()
+
+
+@contextmanager
+def watching(engine: WorkflowEngine) -> Iterator[Callable[[UUID], str]]:
+    """A look at a run's status over one open connection."""
+    with psycopg.connect(engine.conninfo, autocommit=True) as conn:
+
+        def status(run_id: UUID) -> str:
+            row = conn.execute("select status from pgworkflows.runs where id = %s", (run_id,)).fetchone()
+            assert row is not None
+            return str(row[0])
+
+        yield status
+
+
+def until(arrived: Callable[[], bool]) -> None:
+    """Look every millisecond until it is so."""
+    while not arrived():
+        time.sleep(0.001)
+
+
+def quantiles(seen: list[float]) -> Figures:
+    """The median and the 95th percentile, in milliseconds."""
+    ordered = sorted(seen)
+    return {
+        "p50_ms": ordered[len(ordered) // 2] * 1000,
+        "p95_ms": ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))] * 1000,
+    }
+
+
+def limit(url: str, clients: int, seconds: int) -> Figures:
+    """What the server can do at most in this way: single-row inserts, each with its own commit, by pgbench."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        conn.execute(
+            "create table if not exists limit_of_inserts (run_id uuid, step_id text, output jsonb,"
+            " started_at timestamptz default now(), completed_at timestamptz default now(),"
+            " primary key (run_id, step_id))"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "limit.sql"
+        script.write_text(
+            "insert into limit_of_inserts (run_id, step_id, output)"
+            " values (gen_random_uuid(), 'step-1', '{\"ok\": true}');\n"
+        )
+        command = [
+            pgbench(),
+            "-n",
+            "-f",
+            str(script),
+            "-c",
+            str(clients),
+            "-j",
+            "1",
+            "-T",
+            str(seconds),
+            "-M",
+            "prepared",
+        ]
+        out = subprocess.run([*command, url], capture_output=True, text=True, check=True).stdout
+    [line] = [line for line in out.splitlines() if line.startswith("tps")]
+    return {"inserts_per_s": float(line.split()[2])}
+
+
+def pgbench() -> str:
+    """The program pgbench, if this machine has it."""
+    from shutil import which
+
+    found = which("pgbench") or next(map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"))), None)
+    if found is None:
+        raise FileNotFoundError("pgbench")
+    return found
+
+
+if sys.platform == "win32":
+    raise ImportError("the benchmark needs a Unix")
