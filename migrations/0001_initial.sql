@@ -81,7 +81,7 @@ comment on column pgworkflows.runs.error is
 comment on column pgworkflows.runs.resource_id is 'Whom the run belongs to; calls that name a resource see only its runs.';
 comment on column pgworkflows.runs.idempotency_key is 'A second start with the same key returns this run.';
 comment on column pgworkflows.runs.queue is 'The lane the run stands in; workers serve lanes.';
-comment on column pgworkflows.runs.priority is 'Seconds of head start over the other runs of the lane, within ±1000.';
+comment on column pgworkflows.runs.priority is 'Seconds of head start over the other runs of the lane, from -1000 to 1000.';
 comment on column pgworkflows.runs.singleton is 'Whether the workflow may have only one unfinished run.';
 comment on column pgworkflows.runs.current_step_id is 'The last step reached: exact while waiting, paused or failed; may lag while running.';
 comment on column pgworkflows.runs.retry_count is 'Executions after a failure since the start or the last retry by hand.';
@@ -302,19 +302,6 @@ end
 $function$;
 comment on function pgworkflows.wake_workers(text, boolean) is 'Tell sleeping workers of a lane that there is work.';
 
-create function pgworkflows.check_name(value text, what text) returns void
-language plpgsql immutable
-set search_path = pg_catalog, pg_temp
-as $function$
-begin
-    if length(value) not between 1 and 256 then
-        raise exception '% must have 1 to 256 characters; this one has %', what, length(value)
-            using errcode = 'invalid_parameter_value';
-    end if;
-end
-$function$;
-comment on function pgworkflows.check_name(text, text) is 'Refuse a name that is empty or too long, with SQLSTATE 22023.';
-
 -- Clients' operations -----------------------------------------------------------------------------------------------
 -- try_… answer with an outcome and never raise for a refusal, which would abort the caller's transaction.
 -- Locks, here and everywhere: queue, then runs, then events, then steps.
@@ -343,10 +330,6 @@ declare
     starts_at timestamptz;
     moment timestamptz := clock_timestamp();
 begin
-    perform pgworkflows.check_name(workflow, 'the workflow id');
-    perform pgworkflows.check_name(resource_id, 'the resource id');
-    perform pgworkflows.check_name(idempotency_key, 'the idempotency key');
-    perform pgworkflows.check_name(try_start_workflow.queue, 'the queue');
     select * into declared from pgworkflows.workflows as w where w.id = workflow;
     if not found and fallback is not null then
         declared.queue := fallback ->> 'queue';
@@ -371,7 +354,7 @@ begin
             coalesce(try_start_workflow.retries, declared.retries, 0),
             starts_at,
             try_start_workflow.timeout,
-            greatest(starts_at, moment) + try_start_workflow.timeout,
+            least(greatest(starts_at, moment) + try_start_workflow.timeout, '9999-12-30 00:00:00+00'),
             moment,
             moment
         )
@@ -447,8 +430,6 @@ declare
     place pgworkflows.queue;
     run pgworkflows.runs;
 begin
-    perform pgworkflows.check_name(event_name, 'the event name');
-    perform pgworkflows.check_name(idempotency_key, 'the idempotency key');
     locked := pgworkflows.lock_run(try_trigger_event.run_id, try_trigger_event.resource_id);
     place := locked.place;
     run := locked.run;
@@ -745,8 +726,71 @@ end
 $function$;
 
 -- The same for SQL: they return the run, or raise. ---------------------------------------------------------------------
+-- What the client checks in Python is checked here for callers in SQL. Payloads may be json, jsonb or text; priority may be
+-- a name or a number: "anycompatible" takes both, and untyped literals as text.
 
-create function pgworkflows.unwrap(answer pgworkflows.outcome, run_id uuid) returns pgworkflows.runs
+create function pgworkflows.check_name(value text, what text, needed boolean default false) returns void
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    if value is null and needed then
+        raise exception '% must not be null', what using errcode = 'invalid_parameter_value';
+    elsif length(value) not between 1 and 256 then
+        raise exception '% must have 1 to 256 characters; this one has %', what, length(value)
+            using errcode = 'invalid_parameter_value';
+    end if;
+end
+$function$;
+comment on function pgworkflows.check_name(text, text, boolean) is
+    'Refuse a name that is empty, too long or missing, with SQLSTATE 22023.';
+
+create function pgworkflows.check_times(timeout interval, delay interval, run_at timestamptz) returns void
+language plpgsql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+declare
+    longest constant interval := interval '365000 days';
+begin
+    if timeout <= interval '0' or timeout > longest then
+        raise exception 'the timeout must be greater than zero and at most %, not %', longest, timeout
+            using errcode = 'invalid_parameter_value';
+    elsif delay < interval '0' or delay > longest then
+        raise exception 'the delay must lie within zero and %, not %', longest, delay
+            using errcode = 'invalid_parameter_value';
+    elsif run_at not between '0002-01-01 00:00:00+00' and '9998-12-31 00:00:00+00' then
+        raise exception 'run_at must lie within the years 2 and 9998, not %', run_at
+            using errcode = 'invalid_parameter_value';
+    elsif delay is not null and run_at is not null then
+        raise exception 'give delay or run_at, not both' using errcode = 'invalid_parameter_value';
+    end if;
+end
+$function$;
+comment on function pgworkflows.check_times(interval, interval, timestamptz) is
+    'Refuse what is no timeout, delay or time of a start, with SQLSTATE 22023.';
+
+create function pgworkflows.priority_number(priority text) returns integer
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    case
+        when priority is null then return null;
+        when priority = 'high' then return 100;
+        when priority = 'normal' then return 0;
+        when priority = 'low' then return -100;
+        when priority ~ '^-?[0-9]{1,4}$' and priority::integer between -1000 and 1000 then return priority::integer;
+        else
+            raise exception 'the priority must be high, normal, low or a number from -1000 to 1000, not %', priority
+                using errcode = 'invalid_parameter_value';
+    end case;
+end
+$function$;
+comment on function pgworkflows.priority_number(text) is
+    'The number of high, normal, low, or of a number as text; refuses others with SQLSTATE 22023.';
+
+create function pgworkflows.unwrap(answer pgworkflows.outcome, run_id uuid, rule text default null)
+returns pgworkflows.runs
 language plpgsql immutable
 set search_path = pg_catalog, pg_temp
 as $function$
@@ -755,39 +799,27 @@ begin
         when 'not_found' then
             raise exception 'run % was not found', run_id using errcode = 'PW001';
         when 'invalid_status' then
-            raise exception 'run % is %', run_id, (answer.run).status using errcode = 'PW002';
+            raise exception 'run % is %; only % runs can %',
+                run_id, (answer.run).status, split_part(rule, ':', 1), split_part(rule, ':', 2)
+                using errcode = 'PW002';
         when 'conflict' then
-            raise exception 'idempotency key % is taken by run % of workflow %',
-                (answer.run).idempotency_key, (answer.run).id, (answer.run).workflow_id using errcode = 'PW003';
+            raise exception 'idempotency key % is taken by run % of workflow %, resource %',
+                (answer.run).idempotency_key, (answer.run).id, (answer.run).workflow_id, (answer.run).resource_id
+                using errcode = 'PW003', hint = 'Use another key for another run.';
         else
             return answer.run;
     end case;
 end
 $function$;
-comment on function pgworkflows.unwrap(pgworkflows.outcome, uuid) is
+comment on function pgworkflows.unwrap(pgworkflows.outcome, uuid, text) is
     'Raise a refusal: PW001 not found, PW002 wrong status, PW003 idempotency conflict.';
-
-create function pgworkflows.priority_number(priority text) returns integer
-language plpgsql immutable
-set search_path = pg_catalog, pg_temp
-as $function$
-begin
-    case priority
-        when 'high' then return 100;
-        when 'normal' then return 0;
-        when 'low' then return -100;
-        else return priority::integer;
-    end case;
-end
-$function$;
-comment on function pgworkflows.priority_number(text) is 'high, normal, low, or a number as text.';
 
 create function pgworkflows.start_workflow(
     workflow text,
-    input json default null,
+    input text default null,
     resource_id text default null,
     idempotency_key text default null,
-    priority text default null,
+    priority anycompatible default null::text,
     retries integer default null,
     timeout interval default null,
     queue text default null,
@@ -798,14 +830,23 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $function$
 begin
-    perform input::jsonb;
+    perform pgworkflows.check_name(workflow, 'the workflow id', true);
+    perform pgworkflows.check_name(resource_id, 'the resource_id');
+    perform pgworkflows.check_name(idempotency_key, 'the idempotency_key');
+    perform pgworkflows.check_name(queue, 'the queue');
+    perform pgworkflows.check_times(timeout, delay, run_at);
+    if retries not between 0 and 1000000 then
+        raise exception 'retries must lie within 0 and 1000000, not %', retries
+            using errcode = 'invalid_parameter_value';
+    end if;
+    perform input::jsonb; -- more strict than json: what it refuses could not be read
     return pgworkflows.unwrap(
         pgworkflows.try_start_workflow(
             workflow => workflow,
-            input => input,
+            input => input::json,
             resource_id => resource_id,
             idempotency_key => idempotency_key,
-            priority => pgworkflows.priority_number(priority),
+            priority => pgworkflows.priority_number(priority::text),
             retries => retries,
             timeout => timeout,
             queue => queue,
@@ -819,13 +860,62 @@ begin
 end
 $function$;
 comment on function pgworkflows.start_workflow(
-    text, json, text, text, text, integer, interval, text, interval, timestamptz
-) is 'Start a run in the caller''s transaction. Raises PW003 when the idempotency key belongs to another workflow or resource.';
+    text, text, text, text, anycompatible, integer, interval, text, interval, timestamptz
+) is
+    'Start a run in the caller''s transaction; a repeated idempotency_key returns the run it has started. input is JSON; '
+    'priority is high, normal, low or a number. Raises PW003 when the key belongs to another workflow or resource, and '
+    '22023 for arguments that are out of bounds.';
+
+create function pgworkflows.start_workflow(
+    workflow text,
+    input json,
+    resource_id text default null,
+    idempotency_key text default null,
+    priority anycompatible default null::text,
+    retries integer default null,
+    timeout interval default null,
+    queue text default null,
+    delay interval default null,
+    run_at timestamptz default null
+) returns pgworkflows.runs
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $function$
+    select pgworkflows.start_workflow(
+        workflow, input::text, resource_id, idempotency_key, priority, retries, timeout, queue, delay, run_at
+    )
+$function$;
+comment on function pgworkflows.start_workflow(
+    text, json, text, text, anycompatible, integer, interval, text, interval, timestamptz
+) is 'The same with input of type json.';
+
+create function pgworkflows.start_workflow(
+    workflow text,
+    input jsonb,
+    resource_id text default null,
+    idempotency_key text default null,
+    priority anycompatible default null::text,
+    retries integer default null,
+    timeout interval default null,
+    queue text default null,
+    delay interval default null,
+    run_at timestamptz default null
+) returns pgworkflows.runs
+language sql volatile
+set search_path = pg_catalog, pg_temp
+as $function$
+    select pgworkflows.start_workflow(
+        workflow, input::text, resource_id, idempotency_key, priority, retries, timeout, queue, delay, run_at
+    )
+$function$;
+comment on function pgworkflows.start_workflow(
+    text, jsonb, text, text, anycompatible, integer, interval, text, interval, timestamptz
+) is 'The same with input of type jsonb.';
 
 create function pgworkflows.trigger_event(
     run_id uuid,
     event_name text,
-    data json default null,
+    data anycompatible default null::text,
     resource_id text default null,
     idempotency_key text default null
 ) returns pgworkflows.runs
@@ -833,60 +923,87 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $function$
 begin
-    perform data::jsonb;
+    perform pgworkflows.check_name(event_name, 'the event name', true);
+    perform pgworkflows.check_name(idempotency_key, 'the idempotency_key');
+    perform data::text::jsonb;
     return pgworkflows.unwrap(
         pgworkflows.try_trigger_event(
             run_id => run_id,
             event_name => event_name,
-            data => data,
+            data => data::text::json,
             resource_id => resource_id,
             idempotency_key => idempotency_key,
             borrowed => true
         ),
-        run_id
+        run_id,
+        'unfinished:get events'
     );
 end
 $function$;
-comment on function pgworkflows.trigger_event(uuid, text, json, text, text) is
-    'Send an event to an unfinished run. Raises PW001 (not found) or PW002 (finished).';
+comment on function pgworkflows.trigger_event(uuid, text, anycompatible, text, text) is
+    'Send an event to an unfinished run, with data as JSON. Raises PW001 (not found), PW002 (finished) and 22023.';
 
 create function pgworkflows.pause_workflow(run_id uuid, resource_id text default null) returns pgworkflows.runs
 language sql volatile
 set search_path = pg_catalog, pg_temp
-as $function$ select pgworkflows.unwrap(pgworkflows.try_pause_workflow(run_id, resource_id, true), run_id) $function$;
+as $function$
+    select pgworkflows.unwrap(
+        pgworkflows.try_pause_workflow(run_id, resource_id, true), run_id, 'pending, running, waiting:be paused'
+    )
+$function$;
 comment on function pgworkflows.pause_workflow(uuid, text) is
     'Pause a pending, running or waiting run. Raises PW001 (not found) or PW002 (another status).';
 
 create function pgworkflows.resume_workflow(run_id uuid, resource_id text default null) returns pgworkflows.runs
 language sql volatile
 set search_path = pg_catalog, pg_temp
-as $function$ select pgworkflows.unwrap(pgworkflows.try_resume_workflow(run_id, resource_id, true), run_id) $function$;
+as $function$
+    select pgworkflows.unwrap(
+        pgworkflows.try_resume_workflow(run_id, resource_id, true), run_id, 'paused:be resumed'
+    )
+$function$;
 comment on function pgworkflows.resume_workflow(uuid, text) is
     'Let a paused run go on. Raises PW001 (not found) or PW002 (another status).';
 
 create function pgworkflows.cancel_workflow(run_id uuid, resource_id text default null) returns pgworkflows.runs
 language sql volatile
 set search_path = pg_catalog, pg_temp
-as $function$ select pgworkflows.unwrap(pgworkflows.try_cancel_workflow(run_id, resource_id, true), run_id) $function$;
+as $function$
+    select pgworkflows.unwrap(
+        pgworkflows.try_cancel_workflow(run_id, resource_id, true), run_id, 'unfinished:be cancelled'
+    )
+$function$;
 comment on function pgworkflows.cancel_workflow(uuid, text) is
     'End an unfinished run. Raises PW001 (not found) or PW002 (finished).';
 
 create function pgworkflows.retry_workflow(run_id uuid, resource_id text default null) returns pgworkflows.runs
 language sql volatile
 set search_path = pg_catalog, pg_temp
-as $function$ select pgworkflows.unwrap(pgworkflows.try_retry_workflow(run_id, resource_id, true), run_id) $function$;
+as $function$
+    select pgworkflows.unwrap(
+        pgworkflows.try_retry_workflow(run_id, resource_id, true), run_id, 'failed, cancelled:be retried'
+    )
+$function$;
 comment on function pgworkflows.retry_workflow(uuid, text) is
     'Let a failed or cancelled run go on from its last completed step. Raises PW001 (not found) or PW002 (another status).';
 
-create function pgworkflows.fast_forward_workflow(run_id uuid, data json default null, resource_id text default null)
-returns pgworkflows.runs
-language sql volatile
+create function pgworkflows.fast_forward_workflow(
+    run_id uuid,
+    data anycompatible default null::text,
+    resource_id text default null
+) returns pgworkflows.runs
+language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $function$
-    select pgworkflows.unwrap(pgworkflows.try_fast_forward_workflow(run_id, data, resource_id, true), run_id)
+begin
+    perform data::text::jsonb;
+    return pgworkflows.unwrap(
+        pgworkflows.try_fast_forward_workflow(run_id, data::text::json, resource_id, true), run_id
+    );
+end
 $function$;
-comment on function pgworkflows.fast_forward_workflow(uuid, json, text) is
-    'Complete the wait a run is in, with data. Does nothing when it is in none. Raises PW001 (not found).';
+comment on function pgworkflows.fast_forward_workflow(uuid, anycompatible, text) is
+    'Complete the wait a run is in, with data as JSON. Does nothing when it is in none. Raises PW001 (not found).';
 
 -- Workers -----------------------------------------------------------------------------------------------------------
 
@@ -1193,7 +1310,11 @@ begin
             attempts = excluded.attempts,
             prior_attempts = excluded.prior_attempts,
             completed_at = excluded.completed_at,
-            wake_at = coalesce(excluded.wake_at, s.wake_at),
+            -- A wait's moment is set when it is first stored, and never moves; a poll's and a retry's next call does.
+            wake_at = case
+                when s.kind in ('run', 'poll') then coalesce(excluded.wake_at, s.wake_at)
+                else coalesce(s.wake_at, excluded.wake_at)
+            end,
             deadline_at = coalesce(s.deadline_at, excluded.deadline_at)
         where s.status <> 'completed'
     )
