@@ -127,8 +127,8 @@ def codec_for(annotation: Any) -> Codec:
     try:
         # Equal unions may differ in order, and the order decides between members that both fit.
         return _cached_codec(annotation, "" if isinstance(annotation, type) else str(annotation))
-    except TypeError:  # unhashable: Annotated[int, []]
-        return _build(annotation)
+    except TypeError:  # unhashable, as Annotated[int, []] is
+        return _cached_codec(_Itself(annotation), "")
 
 
 def codec_for_return(fn: Callable[..., Any]) -> Codec:
@@ -178,14 +178,23 @@ def issues_of(error: ValidationError) -> list[dict[str, Any]]:
 _by_function: WeakKeyDictionary[Callable[..., Any], ref[Codec]] = WeakKeyDictionary()
 
 
+class _Itself:
+    """A key for what has no hash: equal to nothing but itself."""
+
+    def __init__(self, annotation: Any) -> None:
+        self.annotation = annotation
+
+    def __hash__(self) -> int:
+        return id(self.annotation)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Itself) and other.annotation is self.annotation
+
+
 @lru_cache(maxsize=_MAX_CODECS)
 def _cached_codec(annotation: Any, _written: str) -> Codec:
-    return _build(annotation)
-
-
-def _build(annotation: Any) -> Codec:
     try:
-        return typed_codec(annotation)
+        return typed_codec(annotation.annotation if isinstance(annotation, _Itself) else annotation)
     except Exception:  # whatever pydantic or a hook of the class raises: the annotation counts as none
         return PLAIN
 

@@ -631,7 +631,9 @@ def test_codecs_are_made_once_and_the_order_of_a_union_counts() -> None:
     assert codec_for(User) is codec_for(User)
     assert codec_for(list[User]) is codec_for(list[User])
     assert codec_for(int | str) is not codec_for(str | int)
-    assert codec_for(Annotated[int, []]).decode("5", WHAT) == 5
+    unhashable = Annotated[int, []]
+    assert codec_for(unhashable).decode("5", WHAT) == 5
+    assert codec_for(unhashable) is codec_for(unhashable)
 
 
 def returns_user() -> User: ...  # type: ignore[empty-body]
