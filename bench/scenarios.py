@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -16,6 +15,7 @@ import psycopg
 
 from bench.workflows import event, five, one
 from pgworkflows import WorkflowEngine
+from pgworkflows.embedded.binaries import find_binaries
 
 Figures = dict[str, float]
 
@@ -149,14 +149,9 @@ def limit(url: str, clients: int, seconds: int) -> Figures:
 
 
 def pgbench() -> str:
-    """The program pgbench, if this machine has it."""
-    from shutil import which
-
-    found = which("pgbench") or next(map(str, sorted(Path("/usr/lib/postgresql").glob("*/bin/pgbench"))), None)
-    if found is None:
+    """The program pgbench that comes with the server's programs. Raises FileNotFoundError."""
+    binaries = find_binaries()
+    program = None if binaries is None else binaries.directory / "pgbench"
+    if program is None or not program.exists():
         raise FileNotFoundError("pgbench")
-    return found
-
-
-if sys.platform == "win32":
-    raise ImportError("the benchmark needs a Unix")
+    return str(program)
