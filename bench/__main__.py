@@ -100,7 +100,7 @@ def show(figures: dict[str, dict[str, tuple[float, float, float]]]) -> None:
     if "limit" in figures and "throughput" in figures:
         ratio = figures["throughput"]["steps_per_s"][0] / figures["limit"]["inserts_per_s"][0]
         print(f"\nsteps/s are {ratio:.2f} × pgbench's single-row inserts/s with {LIMIT_CLIENTS} clients")
-    else:
+    elif "limit" not in figures:
         print("\n(no pgbench here: the server's limit was not measured)")
 
 

@@ -43,7 +43,7 @@ def latency(engine: WorkflowEngine, runs: int) -> Figures:
         for _ in range(runs):
             began = time.perf_counter()
             run = engine.start_workflow(one)
-            until(lambda run_id=run.id: status(run_id) == "completed")
+            until(status, run.id, "completed")
             seen.append(time.perf_counter() - began)
             time.sleep(0.02)
     return quantiles(seen)
@@ -55,11 +55,11 @@ def event_latency(engine: WorkflowEngine, runs: int) -> Figures:
     with working(engine), watching(engine) as status:
         for _ in range(runs):
             run = engine.start_workflow(event)
-            until(lambda run_id=run.id: status(run_id) == "waiting")
+            until(status, run.id, "waiting")
             time.sleep(0.02)
             began = time.perf_counter()
             engine.trigger_event(run.id, "go", {"a": 1})
-            until(lambda run_id=run.id: status(run_id) == "completed")
+            until(status, run.id, "completed")
             seen.append(time.perf_counter() - began)
     return quantiles(seen)
 
@@ -100,9 +100,9 @@ def watching(engine: WorkflowEngine) -> Iterator[Callable[[UUID], str]]:
         yield status
 
 
-def until(arrived: Callable[[], bool]) -> None:
-    """Look every millisecond until it is so."""
-    while not arrived():
+def until(status: Callable[[UUID], str], run_id: UUID, wanted: str) -> None:
+    """Look every millisecond until the run has the status."""
+    while status(run_id) != wanted:
         time.sleep(0.001)
 
 
