@@ -233,6 +233,9 @@ def _perform(call: Call) -> StepOutcome:
         else:
             value = command.fn(*command.args, **command.kwargs)
     except BaseException as error:
+        # The user's frames tell what happened; this one does not.
+        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
+            error.__traceback__ = error.__traceback__.tb_next
         return Raised(error, error_info(error, command.id), time.monotonic() - started)
     finally:
         reset_current(token)
