@@ -303,7 +303,7 @@ $function$;
 comment on function pgworkflows.wake_workers(text, boolean) is 'Tell sleeping workers of a lane that there is work.';
 
 -- Clients' operations -----------------------------------------------------------------------------------------------
--- try_… answer with an outcome and never raise for a refusal, which would abort the caller's transaction.
+-- try_... answer with an outcome and never raise for a refusal, which would abort the caller's transaction.
 -- Locks, here and everywhere: queue, then runs, then events, then steps.
 
 create function pgworkflows.try_start_workflow(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import psycopg
 from psycopg.rows import tuple_row
 
-from pgworkflows.database import Executor, Params, Row
+from pgworkflows.database import Connection, Executor, Params, Row
 
 
 class _DbApi:
@@ -23,7 +24,7 @@ class _DbApi:
         cursor = self._make_cursor()
         try:
             cursor.execute(sql, _positional(params))
-            return [tuple(row.values() if isinstance(row, Mapping) else row) for row in cursor.fetchall()]
+            return [_in_order(row) for row in cursor.fetchall()]
         finally:
             cursor.close()
 
@@ -38,6 +39,11 @@ class _SqlAlchemy:
         return [tuple(row) for row in self._connection.exec_driver_sql(sql, _positional(params)).fetchall()]
 
 
+def _in_order(row: Any) -> Row:
+    """The values of a row, also of one that a cursor of the caller's makes a dict of."""
+    return tuple(row.values() if hasattr(row, "values") else row)
+
+
 def _positional(params: Params) -> Any:
     return params if isinstance(params, Mapping) else tuple(params)
 
@@ -49,7 +55,7 @@ def borrowed(connection: Any) -> Executor:
         raise TypeError(f"connection= takes synchronous connections; {type(connection).__name__} is asynchronous")
     if isinstance(connection, psycopg.Connection):
         # Not its own cursor class, which may want another way of writing parameters.
-        return _DbApi(lambda: psycopg.Cursor(connection, row_factory=tuple_row))
+        return _DbApi(partial(psycopg.Cursor, cast("Connection", connection), row_factory=tuple_row))
     if isinstance(connection, psycopg.Cursor):
         return borrowed(connection.connection)
     if callable(getattr(connection, "exec_driver_sql", None)):

@@ -7,9 +7,9 @@ import binascii
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import MAXYEAR, datetime
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeAlias, TypeVar
 from uuid import UUID
 
 from pgworkflows import embedded
@@ -36,7 +36,11 @@ MAX_PAGE = 1000
 FIRST_POLL_S = 0.005
 LONGEST_POLL_S = 0.25
 
-RunId = UUID | str
+RunId: TypeAlias = UUID | str
+Json: TypeAlias = str | int | float | bool | Mapping[str, Any] | Sequence[Any] | None
+"""What an input may be besides a value of its schema: the JSON that such a value is written as."""
+
+I = TypeVar("I")  # noqa: E741
 
 
 class WorkflowClient:
@@ -77,8 +81,8 @@ class WorkflowClient:
 
     def start_workflow(
         self,
-        workflow: WorkflowRef[Any, Any] | str,
-        input: Any = None,
+        workflow: WorkflowRef[I, Any] | str,
+        input: I | Json = None,
         *,
         resource_id: str | None = None,
         idempotency_key: str | None = None,
@@ -109,7 +113,7 @@ class WorkflowClient:
             timeout=None if timeout is None else parse_positive_duration(timeout, "timeout"),
             queue=_optional_name(queue, "queue"),
             delay=None if delay is None else parse_duration(delay, "delay"),
-            run_at=None if run_at is None else parse_moment(run_at, "run_at"),
+            run_at=None if run_at is None else _checked_run_at(run_at),
             fallback=fallback,
         )
         outcome = self._store.start_workflow(self._executor(connection), request, borrowed=connection is not None)
@@ -135,7 +139,9 @@ class WorkflowClient:
     ) -> WorkflowRun:
         """Send an event to an unfinished run, which keeps it until a wait of that name takes it.
 
-        Raises WorkflowRunNotFoundError, InvalidStatusError (the run is finished) and SerializationError.
+        With `connection` it is sent when the caller's transaction commits. An event with an `idempotency_key` that
+        this run has got already is not sent again. Raises WorkflowRunNotFoundError, InvalidStatusError (the run is
+        finished) and SerializationError.
         """
         key = _run_key(run_id)
         checked_identifier(event_name, "event_name")
@@ -265,7 +271,7 @@ class WorkflowClient:
         """Wait until a run is finished, however it ends, and return it. Raises WorkflowRunNotFoundError and, after
         `timeout`, TimeoutError."""
         key = _run_key(run_id)
-        limit_s = None if timeout is None else parse_duration(timeout, "timeout").total_seconds()
+        limit_s = None if timeout is None else parse_positive_duration(timeout, "timeout").total_seconds()
         deadline = None if limit_s is None else time.monotonic() + limit_s
         pause_s = FIRST_POLL_S
         while True:
@@ -275,7 +281,7 @@ class WorkflowClient:
             if status.finished:
                 return self.get_run(key)
             if deadline is not None and time.monotonic() >= deadline:
-                raise TimeoutError(f"run {key} is still {status} after {limit_s:g} s")
+                raise TimeoutError(f"run {key} is still {status} after {limit_s:g} s; it goes on")
             left_s = pause_s if deadline is None else max(0.0, deadline - time.monotonic())
             time.sleep(min(pause_s, left_s))
             pause_s = min(LONGEST_POLL_S, pause_s * 1.5)
@@ -285,8 +291,7 @@ class WorkflowClient:
         if isinstance(workflow, str):
             workflow_id = checked_identifier(workflow, "the workflow id")
             return workflow_id, PLAIN.encode(input, f"the input of workflow {workflow_id!r}"), None
-        if not isinstance(workflow, WorkflowRef):
-            raise TypeError(f"start_workflow takes a workflow, a ref or an id, not {type(workflow).__name__}")
+        checked_ref(workflow)
         return workflow.id, workflow.validate_input(input)[0], options_of(workflow)
 
     @property
@@ -317,6 +322,12 @@ class WorkflowClient:
         return self._database if connection is None else borrowed(connection)
 
 
+def checked_ref(workflow: object) -> None:
+    """Raise TypeError for what is neither a workflow nor a reference."""
+    if not isinstance(workflow, WorkflowRef):
+        raise TypeError(f"start_workflow takes a workflow, a ref or an id, not {type(workflow).__name__}")
+
+
 def options_of(workflow: WorkflowRef[Any, Any]) -> Mapping[str, Any] | None:
     """What the code of a workflow says of its runs, as `workflows` stores it; None for a mere reference."""
     if not isinstance(workflow, Workflow):
@@ -340,7 +351,7 @@ def _default_conninfo() -> str:
     return embedded.default_embedded().url
 
 
-def _run_key(run_id: RunId) -> UUID:
+def _run_key(run_id: object) -> UUID:
     if isinstance(run_id, UUID):
         return run_id
     if not isinstance(run_id, str):
@@ -349,6 +360,14 @@ def _run_key(run_id: RunId) -> UUID:
         return UUID(run_id)
     except ValueError:
         raise WorkflowRunNotFoundError(f"run {run_id!r} was not found: this is no UUID", run_id=run_id) from None
+
+
+def _checked_run_at(value: datetime | str) -> datetime:
+    moment = parse_moment(value, "run_at")
+    if not 1 < moment.year < MAXYEAR:
+        # In some time zone this is before the year 1 or after 9999, which a driver cannot read.
+        raise ValueError(f"run_at is {value!r}: it lies outside the years 2 to {MAXYEAR - 1}")
+    return moment
 
 
 def _optional_name(value: str | None, what: str) -> str | None:

@@ -81,7 +81,7 @@ class Executor(Protocol):
     def fetch(self, sql: str, params: Params) -> list[Row]: ...
 
 
-def normalise(conninfo: str) -> str:
+def normalise(conninfo: object) -> str:
     """A connection string for libpq. Understands SQLAlchemy's `postgresql+psycopg://`; raises ConfigurationError, and
     TypeError for what is no string."""
     if not isinstance(conninfo, str):

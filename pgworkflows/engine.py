@@ -9,10 +9,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from pgworkflows.claims import WorkerConnection
-from pgworkflows.client import WorkflowClient, options_of
+from pgworkflows.client import WorkflowClient, checked_ref, options_of
 from pgworkflows.database import Pool
 from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.errors import WorkflowNotFoundError
+from pgworkflows.limits import checked_identifier
 from pgworkflows.registry import WorkflowRegistry
 from pgworkflows.schema import DEFAULT_SCHEMA
 from pgworkflows.worker import Worker
@@ -92,13 +93,17 @@ class WorkflowEngine(WorkflowClient):
         conn.fetch("declare_workflows", (json.dumps(declarations(workflows), ensure_ascii=False),))
 
     def _prepared(self, workflow: WorkflowRef[Any, Any] | str, input: Any) -> tuple[str, str, Mapping[str, Any] | None]:
-        known = self.registered
-        if isinstance(workflow, str) and workflow in known:
-            return super()._prepared(known[workflow], input)
-        if isinstance(workflow, Workflow) and known.get(workflow.id) is not workflow:
-            raise _not_registered(workflow.id)
         if isinstance(workflow, str):
-            raise _not_registered(workflow)
+            known = self._registry.get(checked_identifier(workflow, "the workflow id"))
+            if known is None:
+                raise _not_registered(workflow)
+            return super()._prepared(known, input)
+        if isinstance(workflow, Workflow) and self._registry.get(workflow.id) is not workflow:
+            raise _not_registered(workflow.id)
+        checked_ref(workflow)
+        if workflow.input_schema is None:
+            # A reference without a schema takes anything; the handler's annotation, where it is known, tells more.
+            workflow = self._registry.get(workflow.id) or workflow
         return super()._prepared(workflow, input)
 
     @property

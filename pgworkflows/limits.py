@@ -17,7 +17,7 @@ def checked_identifier(value: object, what: str) -> str:
         raise TypeError(f"{what} must be a string, not {type(value).__name__}")
     if not 0 < len(value) <= MAX_IDENTIFIER_LENGTH:
         raise ValueError(f"{what} must have 1 to {MAX_IDENTIFIER_LENGTH} characters; this one has {len(value)}")
-    if "\0" in value or not _is_encodable(value):
+    if not is_storable(value):
         raise ValueError(f"{what} must not hold NUL or lone surrogates: {value!r}")
     return value
 
@@ -45,9 +45,10 @@ def checked_retries(value: object) -> int:
     return value
 
 
-def _is_encodable(text: str) -> bool:
+def is_storable(text: str) -> bool:
+    """Whether PostgreSQL can keep `text`: it holds neither NUL nor lone surrogates."""
     try:
         text.encode()
     except UnicodeEncodeError:
         return False
-    return True
+    return "\0" not in text

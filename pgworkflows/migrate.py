@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import Any
 
 import psycopg
 
-from pgworkflows.database import connect
+from pgworkflows.database import Connection, connect, explained
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.schema import DEFAULT_SCHEMA, checked_schema, render, script, statement
 
+LOCK_TIMEOUT_MS = 2000
 LOCK_PATIENCE_S = 60.0
-Connection = psycopg.Connection[tuple[Any, ...]]
 OWN_NAMES = (
     "runs",
     "steps",
@@ -30,6 +29,8 @@ OWN_NAMES = (
     "migrations",
     "claims",
 )
+OWN_COLUMNS = {"number", "name", "oldest_code", "applied_at"}
+"""What the table `migrations` has when it is ours."""
 _FILE = re.compile(r"(\d{4})_\w+\.sql")
 _OLDEST_CODE = re.compile(r"^-- oldest code: (\d+)$", re.MULTILINE)
 
@@ -59,22 +60,21 @@ def migrations() -> tuple[Migration, ...]:
 
 def plan(conninfo: str, schema: str = DEFAULT_SCHEMA) -> tuple[Migration, ...]:
     """The migrations that `migrate` would run now. Changes nothing; raises ConfigurationError like `migrate`."""
+    checked_schema(schema)
     with connect(conninfo) as conn:
-        return _pending(conn, checked_schema(schema))
+        return _pending(conn, schema)
 
 
 def migrate(conninfo: str, schema: str = DEFAULT_SCHEMA) -> tuple[Migration, ...]:
-    """Run what is pending and return it; nothing when the schema is current.
+    """Run what is pending and return what was run; nothing when the schema is current.
 
     Many processes may call this at once. Raises ConfigurationError when the database needs newer code, when
-    something else stands in the way in the schema, or when another migration holds the lock for over a minute.
+    something else stands in the way in the schema, when a migration fails (nothing of it is applied then), or when
+    another session holds a lock for over a minute.
     """
     checked_schema(schema)
-    with connect(conninfo, lock_timeout_ms=2000) as conn:
-        pending = _pending(conn, schema)
-        for migration in pending:
-            _apply(conn, schema, migration)
-        return pending
+    with connect(conninfo, lock_timeout_ms=LOCK_TIMEOUT_MS) as conn:
+        return tuple(migration for migration in _pending(conn, schema) if _apply(conn, schema, migration))
 
 
 def check_current(conn: Connection, schema: str) -> None:
@@ -107,39 +107,58 @@ def _pending(conn: Connection, schema: str) -> tuple[Migration, ...]:
 def _applied(conn: Connection, schema: str) -> dict[int, int]:
     """Number → oldest code of the migrations that the database has."""
     rows = conn.execute(statement("find_own_names", schema).encode(), (schema, list(OWN_NAMES))).fetchall()
-    found: dict[str, str | None] = dict(rows)
+    found: dict[str, list[str]] = dict(rows)
     if not found:
         return {}
-    if not str(found.get("migrations") or "").startswith("The migrations of pgworkflows"):
+    if set(found.get("migrations", ())) != OWN_COLUMNS:
         names = ", ".join(sorted(found))
         raise ConfigurationError(
             f"schema {schema!r} holds tables that are not pgworkflows' ({names}): choose another schema= or move them"
         )
-    applied = conn.execute(script("get_migrations", schema).encode()).fetchall()
+    try:
+        applied = conn.execute(script("get_migrations", schema).encode()).fetchall()
+    except psycopg.Error as error:
+        raise explained(error) from error
     return dict(applied)
 
 
-def _apply(conn: Connection, schema: str, migration: Migration) -> None:
-    """Run one migration, waiting for the lock in short turns, so that nobody queues up behind a waiting lock."""
+def _apply(conn: Connection, schema: str, migration: Migration) -> bool:
+    """Run one migration unless another process has; whether it was run. Waits for the lock in short turns, so that
+    nobody queues up behind a waiting lock."""
     give_up = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
             with conn.transaction():
-                _apply_locked(conn, schema, migration)
-            return
+                return _apply_locked(conn, schema, migration)
         except psycopg.errors.LockNotAvailable as error:
             if time.monotonic() > give_up:
                 raise ConfigurationError(
                     f"schema {schema!r} could not be migrated: another session held a lock for over "
                     f"{LOCK_PATIENCE_S:.0f} s ({error.diag.message_primary})"
                 ) from error
+        except psycopg.Error as error:
+            raise _refusal(error, schema, migration) from error
 
 
-def _apply_locked(conn: Connection, schema: str, migration: Migration) -> None:
+def _refusal(error: psycopg.Error, schema: str, migration: Migration) -> ConfigurationError:
+    failed = f"migration {migration.name} of schema {schema!r} failed, and nothing of it was applied"
+    match error:
+        case psycopg.errors.DuplicateTable() | psycopg.errors.DuplicateObject() | psycopg.errors.DuplicateFunction():
+            return ConfigurationError(
+                f"{failed}: something that is not pgworkflows' has a name that it needs "
+                f"({error.diag.message_primary}); choose another schema= or move it"
+            )
+        case _:
+            known = explained(error)
+            return ConfigurationError(f"{failed}: {known if isinstance(known, ConfigurationError) else error}")
+
+
+def _apply_locked(conn: Connection, schema: str, migration: Migration) -> bool:
     conn.execute(script("lock_migrations", schema).encode())
     if migration.number in _applied(conn, schema):
-        return
+        return False
     if migration.number == 1:
         conn.execute(script("create_migrations", schema).encode())
     conn.execute(render(migration.sql, schema).encode())
     conn.execute(statement("add_migration", schema).encode(), (migration.number, migration.name, migration.oldest_code))
+    return True

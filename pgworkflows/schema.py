@@ -5,9 +5,13 @@ from __future__ import annotations
 import re
 from functools import cache
 from importlib.resources import files
+from itertools import count
+
+from pgworkflows.limits import is_storable
 
 DEFAULT_SCHEMA = "pgworkflows"
 MAX_SCHEMA_BYTES = 63
+QUOTE = "$function$"
 _NAME = re.compile(r"""(?P<text>'pgworkflows')|'pgworkflows\.(?P<relation>\w+)'|\bpgworkflows\.|"pgworkflows\"""")
 
 
@@ -15,10 +19,12 @@ def checked_schema(name: object) -> str:
     """`name` if PostgreSQL can have a schema called so; else TypeError or ValueError."""
     if not isinstance(name, str):
         raise TypeError(f"the schema must be a string, not {type(name).__name__}")
-    if not 0 < len(name.encode(errors="replace")) <= MAX_SCHEMA_BYTES or "\0" in name:
-        raise ValueError(f"the schema's name must have 1 to {MAX_SCHEMA_BYTES} bytes and no NUL: {name!r}")
-    if name.startswith("pg_") or "$" in name:
-        raise ValueError(f"the schema's name must neither start with pg_ nor hold a dollar sign: {name!r}")
+    if not is_storable(name):
+        raise ValueError(f"the schema's name must not hold NUL or lone surrogates: {name!r}")
+    if not 0 < len(name.encode()) <= MAX_SCHEMA_BYTES:
+        raise ValueError(f"the schema's name must have 1 to {MAX_SCHEMA_BYTES} bytes: {name!r}")
+    if name.startswith("pg_"):
+        raise ValueError(f"the schema's name must not start with pg_, which PostgreSQL keeps for itself: {name!r}")
     return name
 
 
@@ -34,6 +40,9 @@ def render(sql: str, schema: str) -> str:
             return _literal(f"{identifier}.{match['relation']}")
         return identifier + ("." if match[0].endswith(".") else "")
 
+    if QUOTE in schema:
+        # The body of a function must not end within the schema's name.
+        sql = sql.replace(QUOTE, next(tag for number in count() if (tag := f"$body{number}$") not in schema))
     return _NAME.sub(spelled, sql)
 
 

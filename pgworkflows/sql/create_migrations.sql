@@ -1,5 +1,12 @@
 -- The schema and the record of what was done to it.
-create schema if not exists "pgworkflows";
+do $function$
+begin
+    -- "if not exists" would ask for the right to create schemas also where an administrator has made this one.
+    if not exists (select from pg_catalog.pg_namespace as n where n.nspname = 'pgworkflows') then
+        create schema "pgworkflows";
+    end if;
+end
+$function$;
 create table pgworkflows.migrations (
     number integer primary key,
     name text not null,
