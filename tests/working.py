@@ -1,0 +1,188 @@
+"""Workers for tests: in a thread, in a process of their own, and played by hand over SQL."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+from waiting import until
+
+from pgworkflows import Worker, WorkflowEngine, claims
+from pgworkflows.claims import Claim, ClaimedRun, WorkerConnection
+from pgworkflows.journal import Answer, Entry, write
+
+ROOT = Path(__file__).parents[1]
+PROGRAM = ROOT / "tests" / "programs" / "worker.py"
+
+
+def rows(url: str, query: str, *params: object) -> list[tuple[Any, ...]]:
+    """What a statement returns, on a connection of its own."""
+    with psycopg.connect(url, autocommit=True) as conn:
+        cursor = conn.execute(query.encode(), params)
+        return cursor.fetchall() if cursor.description else []
+
+
+def value(url: str, query: str, *params: object) -> Any:
+    """The one value that a statement returns."""
+    [(found,)] = rows(url, query, *params)
+    return found
+
+
+@contextmanager
+def working(engine: WorkflowEngine, **options: Any) -> Generator[Worker]:
+    """A worker in a thread, stopped at the end; it is registered once this is entered."""
+    worker = engine.worker(**options)
+    failures: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            worker.run_forever()
+        except BaseException as failure:  # told to the test below
+            failures.append(failure)
+
+    before = set(rows(engine.conninfo, "select id from pgworkflows.workers"))
+    thread = threading.Thread(target=run, name="worker under test")
+    thread.start()
+    try:
+        until(
+            lambda: failures or set(rows(engine.conninfo, "select id from pgworkflows.workers")) - before,
+            "the worker registers",
+        )
+        yield worker
+    finally:
+        worker.stop()
+        thread.join(60)
+        assert not thread.is_alive()
+    assert not failures, failures
+
+
+class WorkerProcess:
+    """`worker.run_forever()` in a process, with the workflows of tests/programs/stories.py."""
+
+    def __init__(self, url: str, **options: Any) -> None:
+        self._url = url
+        self.process = subprocess.Popen(
+            [sys.executable, str(PROGRAM), url, json.dumps(options)],
+            cwd=ROOT,
+            stdin=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    def registered(self) -> list[tuple[Any, ...]]:
+        """The rows of this process among the live workers."""
+        return rows(self._url, "select id from pgworkflows.workers where pid = %s", self.pid)
+
+    def await_registration(self) -> UUID:
+        """Wait until it works: its worker's id."""
+        [(worker_id,)] = until(self.registered, "the process registers its worker")
+        assert isinstance(worker_id, UUID)
+        return worker_id
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def end(self) -> tuple[int, str]:
+        """Wait for its end: exit status and what it wrote to stderr."""
+        _, errors = self.process.communicate(timeout=30)
+        return self.process.returncode, errors
+
+    def kill(self) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGCONT)
+            self.process.kill()
+        self.process.communicate()
+
+
+@contextmanager
+def worker_processes(url: str) -> Generator[_Processes]:
+    """Starts worker processes; whatever is left of them is killed at the end."""
+    processes = _Processes(url)
+    rows(
+        url,
+        "create table if not exists public.calls "
+        "(n bigint generated always as identity, run_id uuid, step_id text, attempt integer, pid integer)",
+    )
+    rows(url, "create table if not exists public.gates (name text primary key)")
+    try:
+        yield processes
+    finally:
+        for process in processes.started:
+            process.kill()
+
+
+class _Processes:
+    def __init__(self, url: str) -> None:
+        self._url = url
+        self.started: list[WorkerProcess] = []
+
+    def start(self, **options: Any) -> WorkerProcess:
+        process = WorkerProcess(self._url, **options)
+        self.started.append(process)
+        return process
+
+    def calls(self, run_id: UUID | None = None) -> list[tuple[str, int]]:
+        """The calls of step functions in all processes, in order: step id and process id."""
+        if run_id is None:
+            return rows(self._url, "select step_id, pid from public.calls order by n")  # type: ignore[return-value]  # as selected
+        return rows(self._url, "select step_id, pid from public.calls where run_id = %s order by n", run_id)  # type: ignore[return-value]  # as selected
+
+    def open_gate(self, name: str) -> None:
+        """Let the steps go on that wait at this gate."""
+        rows(self._url, "insert into public.gates values (%s) on conflict do nothing", name)
+
+
+class HandWorker:
+    """A worker without threads: its statements are sent one by one, so that a test decides what comes between."""
+
+    def __init__(self, url: str, workflows: Sequence[str], *, has_lock: bool = False, lease_s: float = 30.0) -> None:
+        self.id = uuid4()
+        self.workflows = workflows
+        self.connection = WorkerConnection(url, "pgworkflows")
+        claims.register_worker(
+            self.connection,
+            self.id,
+            hostname="by hand",
+            pid=0,
+            queues=["default"],
+            has_lock=has_lock,
+            lease=timedelta(seconds=lease_s),
+        )
+
+    def claim(self, capacity: int = 10, *, alone: bool = True) -> Claim:
+        return claims.claim(self.connection, self.id, ["default"], self.workflows, capacity, alone=alone, awake=False)
+
+    def claim_one(self) -> ClaimedRun:
+        [run] = self.claim().runs
+        return run
+
+    def write(self, *entries: Entry) -> list[Answer]:
+        return write(self.connection, self.id, entries)
+
+    def die(self) -> None:
+        """Be struck from the live, as by a peer."""
+        claims.unregister_worker(self.connection, self.id)
+
+    def take_over(self) -> int:
+        return claims.take_over(self.connection)
+
+    def __enter__(self) -> HandWorker:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.connection.close()
