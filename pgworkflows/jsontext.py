@@ -60,12 +60,19 @@ def encode_dumped(dump: Callable[[Any], Any], value: Any, what: str) -> str:
         raise _refusal(error, what, dumped) from None
 
 
-def check_keys(value: Any, what: str) -> None:
-    """Raise SerializationError if two keys of a dict in `value` are the same in JSON, as 1 and "1" are."""
+def plain_roundtrip(value: Any, what: str) -> tuple[str, Any]:
+    """The same as `encode_plain`, and what `parse_json` makes of the text.
+
+    Raises SerializationError also if two keys of a dict become the same in JSON, as 1 and "1" do.
+    """
+    text = encode_plain(value, what)
     try:
-        _holds_secret(value)
-    except (_UnstorableError, RecursionError) as error:
+        plain = parse_json(text)
+        if not equal(plain, value):
+            _holds_secret(value)  # which refuses such keys
+    except Exception as error:
         raise _refusal(error, what, None) from None
+    return text, plain
 
 
 def parse_json(text: str) -> Any:
@@ -75,6 +82,14 @@ def parse_json(text: str) -> Any:
         if end == len(text):
             return value
     return json.loads(text)
+
+
+def equal(left: object, right: object) -> bool:
+    """Whether the two are equal; not if their comparison fails or gives no truth value, for it is the user's."""
+    try:
+        return bool(left == right)
+    except Exception:
+        return False
 
 
 def _text_of(value: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import lru_cache, partial
+from inspect import signature
 from types import FunctionType
 from typing import Any
 from weakref import WeakKeyDictionary, ref
@@ -15,12 +16,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from pgworkflows.annotations import json_types, restorable, return_annotation, shown
 from pgworkflows.errors import SerializationError
-from pgworkflows.jsontext import check_keys, encode_dumped, encode_plain, parse_json
+from pgworkflows.jsontext import encode_dumped, encode_plain, equal, parse_json, plain_roundtrip
 
 __all__ = ["PLAIN", "Codec", "codec_for", "codec_for_return", "encode_plain", "explained", "issues_of", "typed_codec"]
 
 _MAX_CODECS = 2048
 _MAX_ISSUES_SHOWN = 5
+
+# Fields are read by their names too, since that is how they are written where aliases do not come back. pydantic 2.11+.
+_READ_NAMES: dict[str, Any] = (
+    {"by_alias": True, "by_name": True} if "by_name" in signature(TypeAdapter[Any].validate_json).parameters else {}
+)
 
 
 class Codec:
@@ -60,10 +66,7 @@ class Codec:
         """
         if self._adapter is not None and self._exact is None:
             return self._roundtrip_typed(self._adapter, value, what)
-        text = encode_plain(value, what)
-        plain = parse_json(text)
-        if not _equal(plain, value):
-            check_keys(value, what)
+        text, plain = plain_roundtrip(value, what)
         if self._exact is None or type(plain) in self._exact:
             return text, plain
         return text, self._fitted(text, what)
@@ -76,7 +79,7 @@ class Codec:
             plain = parse_json(text)
             if type(plain) in self._exact:
                 return plain
-        return self._adapter.validate_json(text)
+        return self._adapter.validate_json(text, **_READ_NAMES)
 
     def validated(self, value: Any) -> Any:
         """`value`, valid already or JSON, as the annotation says; what pydantic raises is the caller's."""
@@ -100,7 +103,7 @@ class Codec:
             ) from None
 
     def _roundtrip_typed(self, adapter: TypeAdapter[Any], value: Any, what: str) -> tuple[str, Any]:
-        """Write aliases, as JSON's readers expect; names where a model does not take back its own aliases."""
+        """Write aliases, as JSON's readers expect; names where a model does not read its own aliases."""
         changed = False
         for dump in self._dumps:
             attempt = _attempt(dump, adapter, value, what)
@@ -211,7 +214,7 @@ def _dump(adapter: TypeAdapter[Any], *, by_alias: bool) -> Callable[[Any], Any]:
 def _attempt(dump: Callable[[Any], Any], adapter: TypeAdapter[Any], value: Any, what: str) -> tuple[str, Any] | None:
     try:
         text = encode_dumped(dump, value, what)
-        return text, adapter.validate_json(text)
+        return text, adapter.validate_json(text, **_READ_NAMES)
     except SerializationError:
         raise
     except Exception:  # whatever pydantic or the hooks of the user's classes raise: another way may do
@@ -220,11 +223,4 @@ def _attempt(dump: Callable[[Any], Any], adapter: TypeAdapter[Any], value: Any, 
 
 def _is_faithful(dump: Callable[[Any], Any], restored: Any, value: Any) -> bool:
     """Whether nothing was lost: a default may have taken the place of a field that is read by another alias."""
-    return _equal(restored, value) or _equal(dump(restored), dump(value))
-
-
-def _equal(left: Any, right: Any) -> bool:
-    try:
-        return bool(left == right)
-    except Exception:  # a comparison of the user's, or one that is no truth value
-        return False
+    return equal(restored, value) or equal(dump(restored), dump(value))

@@ -509,24 +509,56 @@ def test_errors_show_no_values() -> None:
     assert "4111" not in fail(lambda: codec.decode('{"number": "4111x"}', WHAT))
 
 
-def test_aliases_are_written_and_read() -> None:
-    class Both(BaseModel):
-        name: str = Field(alias="fullName")
+class Both(BaseModel):
+    name: str = Field(alias="fullName")
 
-    class Choice(BaseModel):
-        name: str = Field(validation_alias=AliasChoices("name", "n"), serialization_alias="title")
 
-    text, restored = codec_for(Both).roundtrip(Both(fullName="a"), WHAT)
-    assert text == '{"fullName":"a"}'
-    assert restored == Both(fullName="a")
-    text, restored = codec_for(Choice).roundtrip(Choice(name="a"), WHAT)
-    assert text == '{"name":"a"}'  # it does not read its own alias
-    assert restored == Choice(name="a")
+class Choice(BaseModel):
+    name: str = Field(validation_alias=AliasChoices("name", "n"), serialization_alias="title")
+
+
+class OnlyRead(BaseModel):
+    name: str = Field(validation_alias="fullName")
+    note: str = Field(default="", validation_alias="comment")
+
+
+class TwoNames(BaseModel):
+    name: str = Field(default="nobody", validation_alias="given", serialization_alias="shown")
+    inner: OnlyRead | None = None
+
+
+class Swapped(BaseModel):
+    a: int = Field(alias="b")
+    b: int = Field(alias="a")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (Both(fullName="x"), '{"fullName":"x"}'),
+        (Choice(name="x"), '{"name":"x"}'),
+        (OnlyRead.model_validate({"fullName": "x", "comment": "y"}), '{"name":"x","note":"y"}'),
+        (
+            TwoNames.model_validate({"given": "x", "inner": {"fullName": "y"}}),
+            '{"name":"x","inner":{"name":"y","note":""}}',
+        ),
+        (Swapped(a=1, b=2), '{"b":2,"a":1}'),
+    ],
+    ids=str,
+)
+def test_fields_are_written_by_alias_where_that_comes_back_and_else_by_name(value: BaseModel, text: str) -> None:
+    codec = codec_for(type(value))
+    assert codec.roundtrip(value, WHAT) == (text, value)
+    assert codec.decode(text, WHAT) == value
 
 
 def test_a_model_that_cannot_come_back_as_it_was_is_refused() -> None:
     class Lossy(BaseModel):
-        name: str = Field(default="nobody", validation_alias="given", serialization_alias="shown")
+        number: int
+
+        @field_serializer("number")
+        def write(self, number: int) -> int:
+            return number // 2
 
     class Unreadable(BaseModel):
         day: date
@@ -536,9 +568,18 @@ def test_a_model_that_cannot_come_back_as_it_was_is_refused() -> None:
             return f"{day:%d.%m.%Y}"
 
     with pytest.raises(SerializationError, match="comes back from JSON as another"):
-        codec_for(Lossy).roundtrip(Lossy.model_validate({"given": "a"}), WHAT)
-    with pytest.raises(SerializationError, match="is not .*Unreadable.*day: "):
+        codec_for(Lossy).roundtrip(Lossy(number=5), WHAT)
+    with pytest.raises(SerializationError, match=r"is not .*Unreadable.*day: "):
         codec_for(Unreadable).roundtrip(Unreadable(day=date(2030, 1, 31)), WHAT)
+
+
+def test_what_is_nested_too_deeply_to_be_read_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def too_deep(text: str) -> Any:
+        raise RecursionError
+
+    monkeypatch.setattr("pgworkflows.jsontext.parse_json", too_deep)
+    with pytest.raises(SerializationError, match="nested too deeply"):
+        PLAIN.roundtrip([1], WHAT)
 
 
 def test_round_trip_fields_and_computed_fields() -> None:
