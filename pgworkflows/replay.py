@@ -6,12 +6,9 @@ received by then is in the history or the mailbox, so a wait is judged by what w
 
 from __future__ import annotations
 
-import traceback
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
-from types import GeneratorType
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, TypeAlias, TypeGuard, assert_never
 
 from pgworkflows.commands import (
     Command,
@@ -23,119 +20,55 @@ from pgworkflows.commands import (
     WaitForCommand,
     WaitUntilCommand,
 )
-from pgworkflows.errors import (
-    DuplicateStepError,
-    InvalidInputError,
-    NonDeterminismError,
-    SerializationError,
-    StepFailedError,
-    StepTimeoutError,
-    WorkflowEngineError,
+from pgworkflows.decisions import (
+    CallStep,
+    Complete,
+    Decision,
+    EventTaken,
+    Fail,
+    Raised,
+    Returned,
+    StepOutcome,
+    StepWrite,
+    Suspend,
+    Turn,
+    called,
+    ended,
+    waiting,
 )
+from pgworkflows.errors import InvalidInputError, SerializationError, StepFailedError
+from pgworkflows.failures import changed, error_info, escaped, not_a_command, refusal, step_failure, used_twice
 from pgworkflows.history import ErrorInfo, StepStatus, StoredEvent, StoredStep
-from pgworkflows.serialization import PLAIN, Codec, codec_for, codec_for_return
+from pgworkflows.results import NOTHING_TO_SAY, POLL_TIMED_OUT, decoded, poll_output
+from pgworkflows.serialization import PLAIN
 
-NO_RETRY = frozenset(
-    {"NonDeterminismError", "DuplicateStepError", "SerializationError", "InvalidInputError", "WorkflowTimeoutError"}
+__all__ = [
+    "CallStep",
+    "Complete",
+    "Decision",
+    "EventTaken",
+    "Fail",
+    "Raised",
+    "Replay",
+    "Returned",
+    "StepOutcome",
+    "StepWrite",
+    "Suspend",
+    "Trail",
+    "Turn",
+    "error_info",
+]
+
+AnyCommand: TypeAlias = (
+    RunCommand[Any] | PollCommand[Any] | WaitForCommand[Any] | WaitUntilCommand | DelayCommand | PauseCommand
 )
-"""Failures that another execution of the run would only repeat."""
+"""All that is answered here; a command of another class is refused like anything else."""
+COMMANDS = (RunCommand, PollCommand, WaitForCommand, WaitUntilCommand, DelayCommand, PauseCommand)
+
+Sent: TypeAlias = tuple[Any, StepFailedError | None]
+"""What a command is answered with at once: a result to send in, or a failure to throw in."""
 
 ANY_NUMBER_OF_CLOSES = 100
-
-
-class StepWrite(NamedTuple):
-    """A row of `steps` to be written. Moments are absolute or, as `…_after`, counted from when it is written."""
-
-    position: int
-    step_id: str
-    kind: str
-    status: str
-    output: str | None = None
-    error: ErrorInfo | None = None
-    attempts: int = 0
-    prior_attempts: int = 0
-    elapsed_s: float = 0.0
-    wake_at: datetime | None = None
-    wake_after: timedelta | None = None
-    deadline_at: datetime | None = None
-    deadline_after: timedelta | None = None
-    event_name: str | None = None
-
-
-class EventTaken(NamedTuple):
-    """An event of the mailbox that a wait has consumed."""
-
-    event_id: int
-    step_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class CallStep:
-    """Call the command's function. `attempt` counts from 1 over the life of the run, `calls_made` those before it that
-    count against the step's policy; `last_poll` says that a poll's time is up."""
-
-    position: int
-    command: RunCommand[Any] | PollCommand[Any]
-    attempt: int = 1
-    calls_made: int = 0
-    stored: StoredStep | None = None
-    last_poll: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Suspend:
-    """Let go of the run until something wakes it; `wait_kind` is event, timer, poll, pause or retry."""
-
-    step_id: str
-    wait_kind: str
-    wait_event: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Complete:
-    """The handler returned; `output` is JSON text."""
-
-    output: str
-
-
-@dataclass(frozen=True, slots=True)
-class Fail:
-    """The handler raised, or cannot be replayed. `error.step_id` names the step whose failure got out of it."""
-
-    error: ErrorInfo
-    retryable: bool
-
-
-Decision: TypeAlias = CallStep | Suspend | Complete | Fail
-
-
-class Turn(NamedTuple):
-    """One advance of the generator: what is to be stored, and what is to be done once it is."""
-
-    writes: tuple[StepWrite, ...]
-    events: tuple[EventTaken, ...]
-    decision: Decision
-
-
-@dataclass(frozen=True, slots=True)
-class Returned:
-    """A step function returned: its result as JSON text, and that decoded."""
-
-    output: str
-    value: Any
-    elapsed_s: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class Raised:
-    """A step function raised, or what it returned cannot be stored."""
-
-    error: BaseException
-    info: ErrorInfo
-    elapsed_s: float = 0.0
-
-
-StepOutcome: TypeAlias = Returned | Raised
 
 
 class Trail:
@@ -162,9 +95,11 @@ class Replay:
         trail: Trail,
         encode_output: Callable[[Any], str] = lambda value: PLAIN.encode(value, "the output"),
     ) -> None:
+        """`history` and `mailbox` are in order, by position and by id."""
         self._generator = generator
         self._history = [step for step in history if not step.cleared]
         self._cleared: Mapping[str, StoredStep] = {step.step_id: step for step in history if step.cleared}
+        self._reached = history[-1].position + 1 if history else 0
         self._mailbox = list(mailbox)
         self._as_of = as_of
         self._trail = trail
@@ -182,15 +117,13 @@ class Replay:
     def resolve(self, call: CallStep, outcome: StepOutcome) -> Turn:
         """Take the outcome of a call that was decided, and decide what comes next."""
         command = call.command
-        match outcome:
-            case Raised():
-                decision = self._raised(call, outcome)
-            case Returned() if isinstance(command, RunCommand):
-                self._write(_call_row(call, StepStatus.COMPLETED, outcome.elapsed_s, output=outcome.output))
-                decision = self._next(command.id, outcome.value)
-            case Returned():
-                assert isinstance(command, PollCommand)
-                decision = self._polled(call, command, outcome)
+        if isinstance(outcome, Raised):
+            decision = self._raised(call, outcome)
+        elif isinstance(command, PollCommand):
+            decision = self._polled(call, command, outcome)
+        else:
+            self._write(called(call, StepStatus.COMPLETED, outcome.elapsed_s, output=outcome.output))
+            decision = self._next(command.id, outcome.value)
         return self._turn(decision)
 
     def close(self) -> None:
@@ -226,119 +159,85 @@ class Replay:
         self._position += 1
         return self._advance(None, error)
 
-    def _advance(self, value: Any, error: BaseException | None) -> Decision:
+    def _advance(self, value: Any, error: StepFailedError | TypeError | None) -> Decision:
         """Resume the generator until it asks for something that is not in the history."""
         while True:
-            self._trail.replaying = self._position < len(self._history)
+            self._trail.replaying = self._position < self._reached
             try:
                 command: object = self._generator.send(value) if error is None else self._generator.throw(error)
             except StopIteration as stop:
                 return self._returned(stop.value)
             except BaseException as raised:
-                return self._escaped(raised)
-            if not isinstance(command, Command):
-                value, error = None, _not_a_command(command)
+                return escaped(raised, self._thrown)
+            if not _is_known(command):
+                value, error = None, not_a_command(command)
                 continue
             answer = self._answer(command)
             if not isinstance(answer, tuple):
                 return answer
-            self._position += 1
             value, error = answer
-            if isinstance(error, StepFailedError):
-                self._thrown.append(error)
-            else:
+            self._position += 1
+            if error is None:
                 self._trail.timeline[command.id] = value
+            else:
+                self._thrown.append(error)
 
-    def _answer(self, command: Command[Any]) -> Decision | tuple[Any, StepFailedError | None]:
-        """What a command gets: a decision, or the result or failure that is known already."""
+    def _answer(self, command: AnyCommand) -> Decision | Sent:
+        """What a command gets: the result or failure that is known already, or else a decision."""
         stored = self._history[self._position] if self._position < len(self._history) else None
         if stored is not None and (stored.step_id != command.id or stored.kind != command.kind):
-            return _failure(
-                NonDeterminismError(
-                    f"step {self._position} of the history is {stored.kind} {stored.step_id!r}, but the handler asked "
-                    f"for {command.kind} {command.id!r}: mend the handler so that it does what it did, then retry the run"
-                )
-            )
+            return refusal(changed(stored, f"asked for {command.kind} {command.id!r}"))
         if command.id in self._seen:
-            return _failure(
-                DuplicateStepError(
-                    f"step id {command.id!r} is used a second time in this run; give each step an id of its own, "
-                    f"for example with a number in it"
-                )
-            )
+            return refusal(used_twice(command.id))
         self._seen.add(command.id)
         if stored is not None and stored.status is StepStatus.COMPLETED:
             return self._stored_result(command, stored.output)
         if stored is not None and stored.status is StepStatus.FAILED:
             assert stored.error is not None
             return None, step_failure(command.id, stored.error)
-        match command:
-            case RunCommand():
-                return self._call(command, stored)
-            case PollCommand():
-                return self._poll(cast("PollCommand[Any]", command), stored)
-            case WaitForCommand():
-                return self._wait_for(command, stored)
-            case WaitUntilCommand():
-                return self._wait(
-                    command,
-                    stored,
-                    StepWrite(self._position, command.id, command.kind, StepStatus.WAITING, wake_at=command.when),
-                    over=command.when <= self._as_of,
-                )
-            case DelayCommand():
-                return self._wait(
-                    command,
-                    stored,
-                    StepWrite(
-                        self._position, command.id, command.kind, StepStatus.WAITING, wake_after=command.duration
-                    ),
-                    over=not command.duration,
-                )
-            case PauseCommand():
-                if stored is None:
-                    self._write(StepWrite(self._position, command.id, command.kind, StepStatus.WAITING))
-                return Suspend(command.id, "pause")
-            case _:
-                raise TypeError(f"commands of type {type(command).__name__} are unknown")
+        return self._decide(command, stored)
 
-    def _stored_result(self, command: Command[Any], output: str | None) -> Fail | tuple[Any, StepFailedError | None]:
-        text = "null" if output is None else output
+    def _stored_result(self, command: AnyCommand, output: str | None) -> Fail | Sent:
+        text = NOTHING_TO_SAY if output is None else output
         try:
             return decoded(command, text), None
         except InvalidInputError as error:
             return None, step_failure(command.id, ErrorInfo("InvalidInputError", str(error), None, command.id))
         except SerializationError as error:
-            return _failure(error, command.id)
+            return refusal(error, command.id)
 
-    def _call(self, command: RunCommand[Any], stored: StoredStep | None) -> CallStep | Suspend:
+    def _decide(self, command: AnyCommand, stored: StoredStep | None) -> Decision | Sent:
+        """What becomes of a step that has no outcome yet; `stored` is what is known of it."""
+        match command:
+            case RunCommand() | PollCommand():
+                return self._call(command, stored or self._cleared.get(command.id))
+            case WaitForCommand():
+                return self._wait_for(command, stored)
+            case WaitUntilCommand(when=when):
+                return self._wait(command, stored, wake_at=when, over=when <= self._as_of)
+            case DelayCommand(duration=duration):
+                return self._wait(command, stored, wake_after=duration, over=not duration)
+            case PauseCommand():
+                if stored is None:
+                    self._write(waiting(self._position, command))
+                return Suspend(command.id, "pause")
+        assert_never(command)
+
+    def _call(self, command: RunCommand[Any] | PollCommand[Any], stored: StoredStep | None) -> CallStep | Suspend:
         if stored is None:
-            stored = self._cleared.get(command.id)
-            if stored is None:
-                return CallStep(self._position, command)
+            return CallStep(self._position, command)
         if stored.wake_at is not None and stored.wake_at > self._as_of:
-            return Suspend(command.id, "retry")
+            return Suspend(command.id, "retry" if isinstance(command, RunCommand) else "poll")
         return CallStep(
             self._position,
             command,
             attempt=stored.attempts + 1,
             calls_made=stored.attempts - stored.prior_attempts,
             stored=stored,
+            last_poll=stored.deadline_at is not None and stored.deadline_at <= self._as_of,
         )
 
-    def _poll(self, command: PollCommand[Any], stored: StoredStep | None) -> CallStep | Suspend:
-        if stored is None:
-            stored = self._cleared.get(command.id)
-            if stored is None:
-                return CallStep(self._position, command)
-        if stored.wake_at is not None and stored.wake_at > self._as_of:
-            return Suspend(command.id, "poll")
-        up = stored.deadline_at is not None and stored.deadline_at <= self._as_of
-        return CallStep(self._position, command, attempt=stored.attempts + 1, stored=stored, last_poll=up)
-
-    def _wait_for(
-        self, command: WaitForCommand[Any], stored: StoredStep | None
-    ) -> Decision | tuple[Any, StepFailedError | None]:
+    def _wait_for(self, command: WaitForCommand[Any], stored: StoredStep | None) -> Suspend | Sent:
         deadline = None if stored is None else stored.wake_at
         for event in self._mailbox:
             if event.name == command.event_name and (deadline is None or event.received_at <= deadline):
@@ -346,63 +245,70 @@ class Replay:
                 self._events.append(EventTaken(event.id, command.id))
                 return self._received(command, event)
         if deadline is not None and deadline <= self._as_of:
-            self._write(_done(self._position, command, "null"))
-            return None, None
+            return self._done(command)
         if stored is None:
-            self._write(
-                StepWrite(
-                    self._position,
-                    command.id,
-                    command.kind,
-                    StepStatus.WAITING,
-                    wake_after=command.wait_timeout,
-                    event_name=command.event_name,
-                )
-            )
+            self._write(waiting(self._position, command, wake_after=command.wait_timeout))
         return Suspend(command.id, "event", command.event_name)
 
-    def _received(self, command: WaitForCommand[Any], event: StoredEvent) -> tuple[Any, StepFailedError | None]:
+    def _received(self, command: WaitForCommand[Any], event: StoredEvent) -> Sent:
         try:
             value = decoded(command, event.data)
         except (InvalidInputError, SerializationError) as error:
             info = ErrorInfo("InvalidInputError", str(error), None, command.id)
-            self._write(_done(self._position, command, None, info))
+            self._write(ended(self._position, command, StepStatus.FAILED, error=info))
             return None, step_failure(command.id, info)
-        self._write(_done(self._position, command, event.data))
+        self._write(ended(self._position, command, StepStatus.COMPLETED, output=event.data))
         return value, None
 
     def _wait(
-        self, command: Command[Any], stored: StoredStep | None, row: StepWrite, *, over: bool
-    ) -> Suspend | tuple[Any, None]:
+        self,
+        command: WaitUntilCommand | DelayCommand,
+        stored: StoredStep | None,
+        *,
+        wake_at: datetime | None = None,
+        wake_after: timedelta | None = None,
+        over: bool,
+    ) -> Suspend | Sent:
         """A timer. The stored moment stands, whatever the handler computes now."""
         if stored is not None:
             over = stored.wake_at is not None and stored.wake_at <= self._as_of
         if over:
-            self._write(_done(self._position, command, "null"))
-            return None, None
+            return self._done(command)
         if stored is None:
-            self._write(row)
+            self._write(waiting(self._position, command, wake_at=wake_at, wake_after=wake_after))
         return Suspend(command.id, "timer")
+
+    def _done(self, command: AnyCommand) -> Sent:
+        """The wait is over, with nothing to say."""
+        self._write(ended(self._position, command, StepStatus.COMPLETED, output=NOTHING_TO_SAY))
+        return None, None
 
     def _raised(self, call: CallStep, outcome: Raised) -> Decision:
         command = call.command
-        policy = command.retry_policy if isinstance(command, RunCommand) else None
-        calls_made = call.calls_made + 1
-        if policy is not None and outcome.info.type not in NO_RETRY and policy.allows(outcome.error, calls_made):
-            pause = policy.pause_after(calls_made, outcome.error)
-            row = _call_row(call, StepStatus.RETRYING, outcome.elapsed_s, error=outcome.info)
+        try:
+            pause = _pause_before_next_call(call, outcome.error)
+        except Exception as broken:  # the user's strategy; the step has failed either way
+            broken.add_note(f"it was asked after {outcome.info.type}: {outcome.info.message}")
+            outcome = Raised(broken, error_info(broken, command.id), outcome.elapsed_s)
+            pause = None
+        if pause is not None:
+            row = called(call, StepStatus.RETRYING, outcome.elapsed_s, error=outcome.info)
             self._write(row._replace(wake_after=pause))
             return Suspend(command.id, "retry")
-        self._write(_call_row(call, StepStatus.FAILED, outcome.elapsed_s, error=outcome.info))
+        self._write(called(call, StepStatus.FAILED, outcome.elapsed_s, error=outcome.info))
         return self._throw(step_failure(command.id, outcome.info))
 
     def _polled(self, call: CallStep, command: PollCommand[Any], outcome: Returned) -> Decision:
-        if outcome.value or call.last_poll:
-            result: PollResult[Any] = PollResult(not outcome.value, outcome.value or None)
-            output = f'{{"timed_out":false,"data":{outcome.output}}}' if outcome.value else POLL_TIMED_OUT
-            self._write(_call_row(call, StepStatus.COMPLETED, outcome.elapsed_s, output=output))
+        try:
+            found = bool(outcome.value) and outcome.output != NOTHING_TO_SAY
+        except Exception as error:  # the user's class has no truth value
+            return self._raised(call, Raised(error, error_info(error, command.id), outcome.elapsed_s))
+        if found or call.last_poll:
+            result: PollResult[Any] = PollResult(not found, outcome.value if found else None)
+            output = poll_output(outcome.output) if found else POLL_TIMED_OUT
+            self._write(called(call, StepStatus.COMPLETED, outcome.elapsed_s, output=output))
             return self._next(command.id, result)
-        row = _call_row(call, StepStatus.WAITING, outcome.elapsed_s)
+        row = called(call, StepStatus.WAITING, outcome.elapsed_s)
         deadline = None if call.stored is None else call.stored.deadline_at
         self._write(
             row._replace(
@@ -413,116 +319,23 @@ class Replay:
         )
         return Suspend(command.id, "poll")
 
-    def _returned(self, value: Any) -> Decision:
+    def _returned(self, value: Any) -> Complete | Fail:
         if self._position < len(self._history):
-            ahead = self._history[self._position]
-            return _failure(
-                NonDeterminismError(
-                    f"the handler returned, but step {ahead.position} of the history is "
-                    f"{ahead.kind} {ahead.step_id!r}: mend the handler so that it does what it did, then retry the run"
-                )
-            )
+            return refusal(changed(self._history[self._position], "returned"))
         try:
             return Complete(self._encode_output(value))
         except SerializationError as error:
-            return _failure(error)
-
-    def _escaped(self, raised: BaseException) -> Fail:
-        """The handler raised. A step's failure that got out, also wrapped in another error, is named by its step."""
-        chain = _chain(raised)
-        step_id = next((thrown.step_id for thrown in reversed(self._thrown) if thrown in chain), None)
-        if isinstance(raised, StepFailedError) and raised in self._thrown:
-            error = ErrorInfo(raised.error_type, raised.message, raised.traceback, raised.step_id)
-        else:
-            error = error_info(raised, step_id)
-        return Fail(error, retryable=error.type not in NO_RETRY)
+            return refusal(error)
 
 
-POLL_TIMED_OUT = '{"timed_out":true,"data":null}'
+def _is_known(command: object) -> TypeGuard[AnyCommand]:
+    return isinstance(command, COMMANDS)
 
 
-def decoded(command: Command[Any], output: str) -> Any:
-    """A stored output as its command's annotation says. Raises SerializationError; InvalidInputError for events."""
-    match command:
-        case RunCommand(fn=fn):
-            return codec_for_return(fn).decode(output, f"the result of step {command.id!r}")
-        case PollCommand(fn=fn):
-            return _decoded_poll(command.id, output, codec_for_return(fn))
-        case WaitForCommand(schema=schema) if schema is not None and output != "null":
-            try:
-                return codec_for(schema).decode(output, f"the event of step {command.id!r}")
-            except SerializationError as error:
-                raise InvalidInputError(str(error)) from error
-        case WaitForCommand():
-            return PLAIN.decode(output, f"the event of step {command.id!r}")
-        case _:
-            return None
-
-
-def _decoded_poll(step_id: str, output: str, codec: Codec) -> PollResult[Any]:
-    what = f"the result of step {step_id!r}"
-    plain = PLAIN.decode(output, what)
-    if plain["timed_out"]:
-        return PollResult(True, None)
-    if codec is PLAIN:
-        return PollResult(False, plain["data"])
-    return PollResult(False, codec.decode(PLAIN.encode(plain["data"], what), what))
-
-
-def step_failure(step_id: str, error: ErrorInfo) -> StepFailedError:
-    """The exception that the handler sees for a stored failure."""
-    kind = StepTimeoutError if error.type == "StepTimeoutError" else StepFailedError
-    return kind(error.message, step_id=step_id, error_type=error.type, traceback=error.traceback)
-
-
-def error_info(error: BaseException, step_id: str | None = None) -> ErrorInfo:
-    """An exception as it is stored: without what PostgreSQL cannot keep, and without the library's own frames."""
-    frames = "".join(traceback.format_exception(error))
-    return ErrorInfo(type(error).__name__, _storable(_message(error)), _storable(frames), step_id)
-
-
-def _message(error: BaseException) -> str:
-    if isinstance(error, WorkflowEngineError):
-        return error.message
-    try:
-        return str(error)
-    except Exception as broken:
-        return f"<its text cannot be read: {type(broken).__name__}>"
-
-
-def _storable(text: str) -> str:
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
-
-
-def _failure(error: WorkflowEngineError, step_id: str | None = None) -> Fail:
-    return Fail(ErrorInfo(type(error).__name__, error.message, None, step_id), retryable=False)
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    """The error and what it was raised from, or while handling."""
-    found: list[BaseException] = []
-    while error is not None and error not in found:
-        found.append(error)
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
-    return found
-
-
-def _not_a_command(value: object) -> TypeError:
-    if isinstance(value, GeneratorType):
-        return TypeError("a handler must yield commands, not a generator: use 'yield from' for it")
-    return TypeError(f"a handler must yield commands such as step.run(…), not {type(value).__name__}")
-
-
-def _done(position: int, command: Command[Any], output: str | None, error: ErrorInfo | None = None) -> StepWrite:
-    status = StepStatus.COMPLETED if error is None else StepStatus.FAILED
-    name = command.event_name if isinstance(command, WaitForCommand) else None
-    return StepWrite(position, command.id, command.kind, status, output, error, event_name=name)
-
-
-def _call_row(
-    call: CallStep, status: StepStatus, elapsed_s: float, output: str | None = None, error: ErrorInfo | None = None
-) -> StepWrite:
-    prior = 0 if call.stored is None else call.stored.prior_attempts
-    return StepWrite(
-        call.position, call.command.id, call.command.kind, status, output, error, call.attempt, prior, elapsed_s
-    )
+def _pause_before_next_call(call: CallStep, error: BaseException) -> timedelta | None:
+    """How long the step waits before it is called again; None if its policy, or having none, forbids that."""
+    policy = call.command.retry_policy if isinstance(call.command, RunCommand) else None
+    calls_made = call.calls_made + 1
+    if policy is None or not policy.allows(error, calls_made):
+        return None
+    return policy.pause_after(calls_made, error)

@@ -1,0 +1,125 @@
+"""Failures: how an exception is stored, what the handler sees of it, and whether another execution may help."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from traceback import StackSummary, TracebackException
+from types import GeneratorType
+
+from pgworkflows.decisions import Fail
+from pgworkflows.errors import (
+    DuplicateStepError,
+    InvalidInputError,
+    NonDeterminismError,
+    SerializationError,
+    StepFailedError,
+    StepTimeoutError,
+    WorkflowEngineError,
+    WorkflowTimeoutError,
+)
+from pgworkflows.history import ErrorInfo, StoredStep
+
+FINAL = (NonDeterminismError, DuplicateStepError, SerializationError, InvalidInputError, WorkflowTimeoutError)
+"""Failures that another execution of the run would only repeat."""
+
+_FINAL_NAMES = frozenset(kind.__name__ for kind in FINAL)
+_PACKAGE = Path(__file__).parent
+
+
+def error_info(error: BaseException, step_id: str | None = None) -> ErrorInfo:
+    """An exception as it is stored: without what PostgreSQL cannot keep, its traceback beginning in the user's code."""
+    return ErrorInfo(type(error).__name__, _storable(_message(error)), _storable(_traceback(error)), step_id)
+
+
+def step_failure(step_id: str, error: ErrorInfo) -> StepFailedError:
+    """The exception that the handler sees for a stored failure."""
+    kind = StepTimeoutError if error.type == "StepTimeoutError" else StepFailedError
+    return kind(error.message, step_id=step_id, error_type=error.type, traceback=error.traceback)
+
+
+def refusal(error: WorkflowEngineError, step_id: str | None = None) -> Fail:
+    """The run cannot go on: `error` says why and what to mend."""
+    return Fail(ErrorInfo(type(error).__name__, error.message, None, step_id), retryable=False)
+
+
+def escaped(raised: BaseException, thrown: Sequence[StepFailedError]) -> Fail:
+    """The handler raised. A failure that was thrown in and got out, also wrapped in another error, is its step's."""
+    for failure in thrown:
+        if failure is raised:
+            error = ErrorInfo(failure.error_type, failure.message, failure.traceback, failure.step_id)
+            return Fail(error, retryable=not _is_final(error))
+    linked = set(map(id, _linked(raised)))
+    step_id = next((failure.step_id for failure in reversed(thrown) if id(failure) in linked), None)
+    return Fail(error_info(raised, step_id), retryable=not isinstance(raised, FINAL))
+
+
+def changed(ahead: StoredStep, what_it_did: str) -> NonDeterminismError:
+    """The handler does not do what it did: `ahead` is the step of the history at which it came off."""
+    return NonDeterminismError(
+        f"step {ahead.position} of the history is {ahead.kind} {ahead.step_id!r}, but the handler {what_it_did}: "
+        f"mend the handler so that it does what it did, then retry the run"
+    )
+
+
+def used_twice(step_id: str) -> DuplicateStepError:
+    """The handler gave two steps one id."""
+    return DuplicateStepError(
+        f"step id {step_id!r} is used a second time in this run; give each step an id of its own, "
+        f"for example with a number in it"
+    )
+
+
+def not_a_command(value: object) -> TypeError:
+    """What the handler gets at a `yield` of something else."""
+    if isinstance(value, GeneratorType):
+        return TypeError("a handler must yield commands, not a generator: use 'yield from' for it")
+    return TypeError(f"a handler must yield commands such as step.run(…), not {type(value).__name__}")
+
+
+def _is_final(error: ErrorInfo) -> bool:
+    """Whether a stored failure is one of `FINAL`, and not a class of the user's that bears the name of one."""
+    ours = error.traceback is None or f"{StepFailedError.__module__}.{error.type}" in error.traceback
+    return error.type in _FINAL_NAMES and ours
+
+
+def _linked(error: BaseException) -> list[BaseException]:
+    """The error, what it was raised from and what it was raised while handling; `from None` only hides that."""
+    found: dict[int, BaseException] = {}
+    pending: list[BaseException | None] = [error]
+    while pending:
+        each = pending.pop()
+        if each is not None and id(each) not in found:
+            found[id(each)] = each
+            pending += (each.__cause__, each.__context__)
+    return [*found.values()]
+
+
+def _message(error: BaseException) -> str:
+    try:
+        return str(error.message if isinstance(error, WorkflowEngineError) else error)
+    except Exception as broken:
+        return f"<its text cannot be read: {type(broken).__name__}>"
+
+
+def _traceback(error: BaseException) -> str:
+    found = TracebackException.from_exception(error)
+    pending: list[TracebackException | None] = [found]
+    while pending:
+        each = pending.pop()
+        if each is not None:
+            each.stack = _from_the_users_code_on(each.stack)
+            pending += (each.__cause__, each.__context__)
+    return "".join(found.format())
+
+
+def _from_the_users_code_on(stack: StackSummary) -> StackSummary:
+    """`stack` without the frames by which the library got to the user's code, if it did."""
+    for index, frame in enumerate(stack):
+        if not Path(frame.filename).is_relative_to(_PACKAGE):
+            return StackSummary.from_list(stack[index:])
+    return stack
+
+
+def _storable(text: str) -> str:
+    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")
