@@ -41,21 +41,29 @@ class Ear(threading.Thread):
         backoff = Backoff(self._logger, "listening for new work")
         while not self._closing.is_set():
             try:
-                self._listen()
+                self._listen(backoff)
             except Unavailable as error:
                 self._listener.close()
                 self._closing.wait(backoff.failed(error))
-            else:
-                backoff.succeeded()
-        self._listener.close()
+        self._listener.end()
 
-    def _listen(self) -> None:
+    def _listen(self, backoff: Backoff) -> None:
         worker_id = self._holdings.worker_id
-        if self._listener.open(worker_id) and self._locked_for != worker_id:
-            with self._opened:
-                self._locked_for = worker_id
-                self._opened.notify_all()
+        locked = self._open(worker_id)
+        backoff.succeeded()
         self._holdings.bell.set()
         while not self._closing.is_set() and self._holdings.worker_id == worker_id:
             if self._listener.wait(LISTEN_FOR_S):
                 self._holdings.bell.set()
+            if not locked:
+                # The server may not have noticed yet that the session before this one, which had the lock, is gone.
+                locked = self._open(worker_id)
+
+    def _open(self, worker_id: UUID) -> bool:
+        """Listen, and take the lock; whether it was got."""
+        locked = self._listener.open(worker_id)
+        if locked and self._locked_for != worker_id:
+            with self._opened:
+                self._locked_for = worker_id
+                self._opened.notify_all()
+        return locked

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import socket
+from contextlib import suppress
 from uuid import UUID
 
 import psycopg
@@ -47,13 +48,20 @@ class Listener:
 
     def wake(self) -> None:
         """End the wait at once, from another thread and for good."""
-        self._waker.send(b"!")
+        with suppress(OSError):  # it has ended already
+            self._waker.send(b"!")
 
     def close(self) -> None:
         """Close the session; `open` begins another."""
         conn, self._conn = self._conn, None
         if conn is not None:
             conn.close()
+
+    def end(self) -> None:
+        """Close the session for good."""
+        self.close()
+        self._woken.close()
+        self._waker.close()
 
     def _listen(self, worker_id: UUID) -> bool:
         if self._conn is None:
