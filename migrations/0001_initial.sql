@@ -354,7 +354,10 @@ begin
             coalesce(try_start_workflow.retries, declared.retries, 0),
             starts_at,
             try_start_workflow.timeout,
-            least(greatest(starts_at, moment) + try_start_workflow.timeout, '9999-12-30 00:00:00+00'),
+            case
+                when try_start_workflow.timeout is not null
+                    then least(greatest(starts_at, moment) + try_start_workflow.timeout, '9999-12-30 00:00:00+00')
+            end,
             moment,
             moment
         )
