@@ -160,7 +160,7 @@ class Dispatcher(threading.Thread):
         return min(self._max_runs - len(self._holdings.executions), self._window - waiting)
 
     def _claim(self, lanes: Lanes, capacity: int, empty_handed: bool) -> Claim:
-        alone = any(execution.run.interruptions >= 3 for execution in list(self._holdings.executions.values()))
+        alone = any(execution.suspect for execution in list(self._holdings.executions.values()))
         if alone:
             return Claim(alive=True)
         waking = bool(self._announced) and time.monotonic() - self._worked_at < QUIET_S

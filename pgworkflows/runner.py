@@ -34,6 +34,10 @@ from pgworkflows.retry import run_retry_pause
 from pgworkflows.serialization import codec_for_return
 
 
+SUSPECT_FROM = 3
+"""After how many interruptions in a row a run is claimed alone; `claim` in SQL says the same."""
+
+
 class _SilentWhileReplaying(logging.LoggerAdapter[logging.Logger]):
     """The handler's logger: what it said in an earlier execution is not said again."""
 
@@ -73,7 +77,8 @@ class Call:
 
 
 class Execution:
-    """A claimed run in this process. One thread at a time works on it; `control` and `dropped` may be set by others."""
+    """A claimed run in this process. One thread at a time works on it; `control` and `dropped` may be set by others.
+    `suspect`: so many workers died with it that it is worked on alone, until its next checkpoint clears it."""
 
     __slots__ = (
         "_logger",
@@ -85,6 +90,7 @@ class Execution:
         "control",
         "dropped",
         "run",
+        "suspect",
         "workflow",
     )
 
@@ -93,6 +99,7 @@ class Execution:
         self.workflow = workflow
         self.control: str | None = None
         self.dropped = False
+        self.suspect = run.interruptions >= SUSPECT_FROM
         self.call: Call | None = None
         self._logger = logger
         self._run_id = UUID(run.run_id)

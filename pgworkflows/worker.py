@@ -283,6 +283,9 @@ class _Crew:
             case Verdict.REFUSED:
                 self._scribe.submit(execution, without_results(entry, answer.reason))
             case _ if entry.action == "checkpoint" and answer.control is None:
+                if execution.suspect:
+                    execution.suspect = False
+                    self._holdings.bell.set()
                 self._pool.put(execution)
             case _:
                 self._holdings.remove(execution)

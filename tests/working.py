@@ -103,16 +103,17 @@ class WorkerProcess:
         return self.process.returncode, errors
 
     def kill(self) -> None:
-        if self.process.poll() is None:
+        """End it at once, if it has not ended."""
+        if self.process.returncode is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
-        self.process.communicate()
+            self.process.communicate()
 
 
 @contextmanager
-def worker_processes(url: str) -> Generator[_Processes]:
+def worker_processes(url: str) -> Generator[WorkerProcesses]:
     """Starts worker processes; whatever is left of them is killed at the end."""
-    processes = _Processes(url)
+    processes = WorkerProcesses(url)
     rows(
         url,
         "create table if not exists public.calls "
@@ -126,7 +127,7 @@ def worker_processes(url: str) -> Generator[_Processes]:
             process.kill()
 
 
-class _Processes:
+class WorkerProcesses:
     def __init__(self, url: str) -> None:
         self._url = url
         self.started: list[WorkerProcess] = []

@@ -1,0 +1,428 @@
+"""Workers that die, freeze, or take their runs with them; and who goes on with the work."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from typing import Any
+from uuid import UUID, uuid4
+
+import psycopg
+import pytest
+from waiting import until
+from working import HandWorker, WorkerProcesses, rows, value, worker_processes, working
+
+from pgworkflows import RunStatus, Step, Steps, WorkflowClient, WorkflowEngine, claims, heartbeat, peers, workflow
+from pgworkflows.claims import Peer
+from pgworkflows.peers import PeerWatch
+
+
+@pytest.fixture
+def client(database_url: str) -> Iterator[WorkflowClient]:
+    with WorkflowClient(database_url) as client:
+        yield client
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[WorkflowEngine]:
+    with WorkflowEngine(database_url) as engine:
+        yield engine
+
+
+@pytest.fixture
+def processes(database_url: str) -> Iterator[WorkerProcesses]:
+    with worker_processes(database_url) as processes:
+        yield processes
+
+
+def work(step: Step) -> Steps[str]:
+    """A handler with nothing special about it."""
+    yield step.run("a", lambda: None)
+    return "done"
+
+
+class TestAKilledProcess:
+    def test_its_runs_go_on_elsewhere_and_their_completed_steps_are_not_repeated(
+        self, client: WorkflowClient, processes: WorkerProcesses
+    ) -> None:
+        plan = {"steps": ["a", "b", "c"], "gated": ["b"]}
+        victim = processes.start(threads=4)
+        victim.await_registration()
+        runs = [client.start_workflow("story", plan).id for _ in range(8)]
+        until(lambda: Counter(step for step, _ in processes.calls())["b"] == 4, "four runs are in their second step")
+        completed = {run_id for run_id in runs if client.get_steps(run_id)}
+        in_flight = {run_id for run_id in runs if ("b", victim.pid) in processes.calls(run_id)}
+        assert len(in_flight) == 4
+        assert in_flight <= completed
+        other = processes.start()
+        victim.send(signal.SIGKILL)
+        until(lambda: not victim.registered(), "its death is noticed")
+        processes.open_gate("b")
+        for run_id in runs:
+            assert client.wait_for_run(run_id, timeout=30).status is RunStatus.COMPLETED
+            # A call that died was never answered: it does not count as an attempt.
+            assert [step.attempts for step in client.get_steps(run_id)] == [1, 1, 1]
+        for run_id in completed:
+            calls = processes.calls(run_id)
+            begun = [("b", victim.pid)] if run_id in in_flight else []  # its outcome was never stored
+            assert calls == [("a", victim.pid), *begun, ("b", other.pid), ("c", other.pid)]
+            # What the handler got for the first step is what the killed process had stored.
+            assert client.get_run(run_id).output == [victim.pid, other.pid, other.pid]
+
+    def test_a_run_is_taken_over_also_by_a_worker_that_starts_long_after(
+        self, client: WorkflowClient, processes: WorkerProcesses
+    ) -> None:
+        victim = processes.start()
+        victim.await_registration()
+        run = client.start_workflow("story", {"steps": ["a", "b"], "gated": ["b"]})
+        until(lambda: len(processes.calls()) == 2, "the run is in its second step")
+        victim.kill()
+        assert client.get_run(run.id).status is RunStatus.RUNNING
+        processes.open_gate("b")
+        successor = processes.start()
+        assert client.wait_for_run(run.id, timeout=30).output == [victim.pid, successor.pid]
+
+    def test_a_step_that_kills_its_process_is_blamed_and_its_neighbours_end_well(
+        self, client: WorkflowClient, processes: WorkerProcesses, database_url: str
+    ) -> None:
+        first = processes.start()
+        first.await_registration()
+        killer = client.start_workflow("killer")
+        assert first.end()[0] == -signal.SIGKILL
+        assert processes.calls(killer.id) == [("before", first.pid), ("die", first.pid)]
+        processes.start()
+        until(
+            lambda: value(database_url, "select max(interruptions) from pgworkflows.queue") == 1,
+            "the run is taken over, and that is noted",
+        )
+        until(lambda: len(processes.calls(killer.id)) == 3, "the run kills again")
+        # The completed step is not repeated, whatever its successor does.
+        assert [step for step, _ in processes.calls(killer.id)] == ["before", "die", "die"]
+
+
+class TestAFrozenProcess:
+    def test_it_writes_nothing_when_it_wakes_notices_and_works_on(
+        self, client: WorkflowClient, processes: WorkerProcesses, database_url: str
+    ) -> None:
+        frozen = processes.start(lease="2s")
+        former_id = frozen.await_registration()
+        run = client.start_workflow("story", {"steps": ["a", "b", "c"], "gated": ["b"]})
+        until(lambda: len(processes.calls()) == 2, "the run is in its second step")
+        frozen.send(signal.SIGSTOP)
+        other = processes.start()
+        other.await_registration()
+        until(lambda: not frozen.registered(), "its lease runs out, although it holds its lock")
+        processes.open_gate("b")
+        assert client.wait_for_run(run.id, timeout=30).output == [frozen.pid, other.pid, other.pid]
+        done = client.get_run(run.id), client.get_steps(run.id)
+
+        frozen.send(signal.SIGCONT)
+        # Its step returns at once, for the gate is open, and its outcome is refused.
+        [(worker_id,)] = until(frozen.registered, "it registers anew")
+        assert worker_id != former_id
+        assert (client.get_run(run.id), client.get_steps(run.id)) == done
+        other.send(signal.SIGTERM)
+        assert other.end()[0] == 0
+        again = client.start_workflow("story", {"steps": ["a"]})
+        assert client.wait_for_run(again.id, timeout=30).output == [frozen.pid]
+        frozen.send(signal.SIGTERM)
+        status, errors = frozen.end()
+        assert status == 0
+        assert "was declared dead" in errors
+        assert [step for step, pid in processes.calls(run.id) if pid == frozen.pid] == ["a", "b"]
+
+
+class TestDeclaringDead:
+    """Who is dead, by hand: the peer is a row in `workers`, its lock a session of the test."""
+
+    def test_a_worker_with_a_free_lock_and_no_heartbeat_is_dead(
+        self, engine: WorkflowEngine, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(peers, "SILENCE_S", 0.6)
+        engine.register_workflow(workflow("plan")(work))
+        run = engine.start_workflow("plan")
+        with HandWorker(database_url, ["plan"], has_lock=True) as silent:
+            assert silent.claim_one().run_id == str(run.id)
+            with working(engine):
+                assert engine.wait_for_run(run.id, timeout=20).output == "done"
+            assert value(database_url, "select count(*) from pgworkflows.workers") == 0
+
+    def test_a_worker_whose_lock_is_held_is_alive_for_its_lease_without_a_heartbeat(
+        self, engine: WorkflowEngine, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(peers, "SILENCE_S", 0.3)
+        engine.register_workflow(workflow("plan")(work))
+        run = engine.start_workflow("plan")
+        with (
+            HandWorker(database_url, ["plan"], has_lock=True, lease_s=2) as busy,
+            psycopg.connect(database_url) as lock,
+        ):
+            lock.execute("select pg_advisory_lock(pgworkflows.worker_lock_key(%s))", [busy.id])
+            busy.claim_one()
+            started = time.monotonic()
+            with working(engine):
+                assert engine.wait_for_run(run.id, timeout=20).output == "done"
+            assert time.monotonic() - started > 2
+
+    def test_a_worker_without_a_lock_is_dead_when_its_lease_has_run_out(
+        self, engine: WorkflowEngine, database_url: str
+    ) -> None:
+        engine.register_workflow(workflow("plan")(work))
+        gone, alive = engine.start_workflow("plan"), engine.start_workflow("plan")
+        with (
+            HandWorker(database_url, ["plan"], has_lock=False, lease_s=30) as lapsed,
+            HandWorker(database_url, ["plan"], has_lock=False, lease_s=30) as quiet,
+        ):
+            [run] = lapsed.claim(1).runs
+            assert run.run_id == str(gone.id)
+            assert quiet.claim_one().run_id == str(alive.id)
+            rows(
+                database_url,
+                "update pgworkflows.workers set heartbeat_at = now() - interval '31 s' where id = %s",
+                lapsed.id,
+            )
+            with working(engine):
+                assert engine.wait_for_run(gone.id, timeout=20).output == "done"
+                assert engine.get_run(alive.id).status is RunStatus.RUNNING
+                assert value(database_url, "select count(*) from pgworkflows.workers where id = %s", quiet.id) == 1
+
+    def test_a_heartbeat_in_the_last_moment_saves_a_worker(self, database_url: str) -> None:
+        with HandWorker(database_url, ["plan"]) as late, HandWorker(database_url, ["plan"]) as checker:
+            [peer] = claims.beat(checker.connection, checker.id).peers
+            assert peer.worker_id == str(late.id)
+            claims.beat(late.connection, late.id)
+            assert not claims.declare_dead(checker.connection, peer.worker_id, peer.beats)
+            [peer] = claims.beat(checker.connection, checker.id).peers
+            assert claims.declare_dead(checker.connection, peer.worker_id, peer.beats)
+            assert not claims.beat(late.connection, late.id).alive
+
+    def test_a_claim_that_committed_after_the_workers_death_is_taken_over(
+        self, client: WorkflowClient, database_url: str
+    ) -> None:
+        client.start_workflow("plan")
+        with HandWorker(database_url, ["plan"]) as dying, HandWorker(database_url, ["plan"]) as heir:
+            with psycopg.connect(database_url) as late:
+                late.execute(
+                    "select pgworkflows.claim(%s, array['default'], array['plan'], 5, true, false)", [dying.id]
+                )
+                dying.die()
+                assert heir.take_over() == 0
+            assert value(database_url, "select worker_id from pgworkflows.queue") == dying.id
+            assert heir.take_over() == 1
+            assert len(heir.claim().runs) == 1
+
+    def test_a_running_worker_looks_for_orphans_now_and_then(
+        self, engine: WorkflowEngine, database_url: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(heartbeat, "TAKE_OVER_EVERY_S", 0.2)
+        engine.register_workflow(workflow("plan")(work))
+        with working(engine):
+            until(lambda: value(database_url, "select max(beats) from pgworkflows.workers") > 1, "it has looked once")
+            run = engine.start_workflow("plan", queue="elsewhere")
+            with psycopg.connect(database_url, autocommit=True) as somebody:
+                # In one statement, or the worker would see it unclaimed; its worker has never been heard of.
+                somebody.execute(
+                    "update pgworkflows.queue set queue = 'default', status = 'running', claim_id = 1, worker_id = %s",
+                    [uuid4()],
+                )
+            assert engine.wait_for_run(run.id, timeout=20).output == "done"
+
+
+class TestTheWatchOverPeers:
+    """The rule alone; time is an input."""
+
+    @staticmethod
+    def peer(beats: int = 1, *, locked: bool = False, has_lock: bool = True, lapsed: bool = False) -> Peer:
+        return Peer("somebody", beats, 30.0, has_lock, locked, lapsed)
+
+    @staticmethod
+    def watch(looks: list[tuple[float, Peer]]) -> list[bool]:
+        watch = PeerWatch()
+        return [bool(watch.look([peer], at)) for at, peer in looks]
+
+    def test_silence_and_a_free_lock_for_a_second_and_a_half_is_death(self) -> None:
+        assert self.watch([(at / 2, self.peer()) for at in range(4)]) == [False, False, False, True]
+
+    def test_a_heartbeat_begins_the_silence_anew(self) -> None:
+        looks = [(0, self.peer(1)), (1, self.peer(1)), (1.4, self.peer(2)), (2.8, self.peer(2)), (2.9, self.peer(2))]
+        assert self.watch(looks) == [False, False, False, False, True]
+
+    def test_a_lock_that_was_held_meanwhile_begins_it_anew(self) -> None:
+        looks = [(0, self.peer()), (1, self.peer(locked=True)), (2, self.peer()), (3, self.peer()), (3.5, self.peer())]
+        assert self.watch(looks) == [False, False, False, False, True]
+
+    def test_a_gap_in_the_watch_is_no_silence(self) -> None:
+        # The server, or this process, stood still: the peer may have been held up by the same.
+        looks = [(0, self.peer()), (60, self.peer()), (61, self.peer()), (61.5, self.peer())]
+        assert self.watch(looks) == [False, False, False, True]
+
+    def test_a_new_session_begins_the_watch_anew(self) -> None:
+        watch = PeerWatch()
+        watch.look([self.peer()], 0)
+        watch.look([self.peer()], 1)
+        watch.interrupt()
+        assert watch.look([self.peer()], 1.5) == []
+        assert watch.look([self.peer()], 3) == [self.peer()]
+
+    def test_a_held_lock_protects_for_a_lease_and_no_longer(self) -> None:
+        watch = PeerWatch()
+        died = [at for at in range(40) if watch.look([self.peer(locked=True)], float(at))]
+        assert died[0] == 30
+
+    def test_a_worker_without_a_lock_is_judged_by_the_databases_clock_alone(self) -> None:
+        looks = [(float(at), self.peer(has_lock=False)) for at in range(40)]
+        assert not any(self.watch(looks))
+        assert self.watch([(0, self.peer(has_lock=False, lapsed=True))]) == [True]
+
+
+class TestInterruptions:
+    """A run that takes its worker with it every time."""
+
+    @staticmethod
+    def interrupt(database_url: str) -> list[str]:
+        """A worker claims what it gets, and dies; the ids of the runs that died with it."""
+        with HandWorker(database_url, ["plan"]) as victim:
+            claimed = [run.run_id for run in victim.claim().runs]
+            victim.die()
+            assert victim.take_over() == len(claimed)
+        return claimed
+
+    def test_from_the_third_on_it_is_claimed_alone_and_at_the_tenth_it_fails(
+        self, client: WorkflowClient, database_url: str
+    ) -> None:
+        killer = str(client.start_workflow("plan", idempotency_key="killer").id)
+        for _ in range(3):
+            assert self.interrupt(database_url) == [killer]
+        neighbours = {str(client.start_workflow("plan").id) for _ in range(3)}
+        for _ in range(6):
+            assert self.interrupt(database_url) == [killer]
+        assert dict(rows(database_url, "select run_id::text, interruptions from pgworkflows.queue")) == {
+            killer: 9,
+            **dict.fromkeys(neighbours, 0),
+        }
+        assert self.interrupt(database_url) == [killer]
+        failed = client.get_run(killer)
+        assert failed.status is RunStatus.FAILED
+        assert failed.error is not None
+        assert "10 times" in failed.error["message"]
+        assert failed.retry_count == 0
+        assert set(self.interrupt(database_url)) == neighbours
+
+    def test_after_it_has_failed_it_can_be_retried_from_nothing(
+        self, client: WorkflowClient, database_url: str
+    ) -> None:
+        run = client.start_workflow("plan")
+        for _ in range(10):
+            self.interrupt(database_url)
+        assert client.get_run(run.id).status is RunStatus.FAILED
+        assert client.retry_workflow(run.id).status is RunStatus.PENDING
+        assert value(database_url, "select interruptions from pgworkflows.queue") == 0
+
+    def test_a_worker_with_other_runs_in_hand_leaves_a_suspect_and_takes_nothing_else(
+        self, client: WorkflowClient, database_url: str
+    ) -> None:
+        client.start_workflow("plan")
+        for _ in range(3):
+            self.interrupt(database_url)
+        client.start_workflow("plan")
+        with HandWorker(database_url, ["plan"]) as busy:
+            claim = busy.claim(alone=False)
+        assert claim.suspects
+        assert claim.runs == ()
+
+    def test_a_suspect_that_somebody_holds_does_not_hold_up_the_others(
+        self, client: WorkflowClient, database_url: str
+    ) -> None:
+        suspect = client.start_workflow("plan")
+        for _ in range(3):
+            self.interrupt(database_url)
+        neighbour = client.start_workflow("plan")
+        with HandWorker(database_url, ["plan"]) as worker, psycopg.connect(database_url) as somebody:
+            client.trigger_event(suspect.id, "go", connection=somebody)
+            assert [run.run_id for run in worker.claim().runs] == [str(neighbour.id)]
+
+    def test_a_checkpoint_of_a_running_worker_clears_the_blame(self, engine: WorkflowEngine, database_url: str) -> None:
+        at_second = threading.Event()
+        go_on = threading.Event()
+
+        def second() -> None:
+            at_second.set()
+            assert go_on.wait(20)
+
+        @workflow("plan")
+        def plan(step: Step) -> Steps[None]:
+            yield step.run("first", lambda: None)
+            yield step.run("second", second)
+
+        engine.register_workflow(plan)
+        run = engine.start_workflow(plan)
+        for _ in range(3):
+            self.interrupt(database_url)
+        try:
+            with working(engine):
+                assert at_second.wait(20)
+                assert value(database_url, "select interruptions from pgworkflows.queue") == 0
+                # The run is above suspicion again: its worker takes others beside it.
+                go_on_beside = engine.start_workflow(plan, queue="default")
+                until(
+                    lambda: engine.get_run(go_on_beside.id).status is RunStatus.RUNNING,
+                    "another run is claimed beside it",
+                    within_s=5,
+                )
+                go_on.set()
+                engine.wait_for_run(run.id, timeout=20)
+        finally:
+            go_on.set()
+
+    def test_a_suspect_runs_alone_in_its_worker(self, engine: WorkflowEngine, database_url: str) -> None:
+        running: set[UUID] = set()
+        beside: list[set[UUID]] = []
+        lock = threading.Lock()
+
+        def look_around(run_id: UUID, suspect: bool) -> None:
+            with lock:
+                running.add(run_id)
+                if suspect:
+                    beside.append(set(running))
+            time.sleep(0.05)  # the time in which another could begin
+            with lock:
+                if suspect:
+                    beside.append(set(running))
+                running.discard(run_id)
+
+        @workflow("plan")
+        def plan(step: Step, input: bool) -> Steps[Any]:
+            yield step.run("look", look_around, step.context.run_id, input)
+
+        engine.register_workflow(plan)
+        suspect = engine.start_workflow(plan, True)
+        for _ in range(3):
+            self.interrupt(database_url)
+        others = [engine.start_workflow(plan, False) for _ in range(5)]
+        with working(engine):
+            for run in [suspect, *others]:
+                assert engine.wait_for_run(run.id, timeout=20).status is RunStatus.COMPLETED
+        assert beside == [{suspect.id}, {suspect.id}]
+
+    def test_a_cancelled_run_whose_worker_dies_stays_cancelled_and_a_paused_one_paused(
+        self, client: WorkflowClient, database_url: str
+    ) -> None:
+        cancelled, paused, retried = (client.start_workflow("plan").id for _ in range(3))
+        with HandWorker(database_url, ["plan"]) as victim:
+            assert len(victim.claim().runs) == 3
+            client.cancel_workflow(cancelled)
+            client.pause_workflow(paused)
+            client.cancel_workflow(retried)
+            client.retry_workflow(retried)
+            victim.die()
+            assert victim.take_over() == 3
+        assert client.get_run(cancelled).status is RunStatus.CANCELLED
+        assert client.get_run(paused).status is RunStatus.PAUSED
+        with HandWorker(database_url, ["plan"]) as heir:
+            assert heir.claim_one().run_id == str(retried)
+            client.resume_workflow(paused)
+            assert heir.claim_one().run_id == str(paused)
+        assert client.retry_workflow(cancelled).status is RunStatus.PENDING
