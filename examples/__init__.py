@@ -1,0 +1,1 @@
+"""Applications that use pgworkflows, to run and to copy from."""

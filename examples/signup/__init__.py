@@ -1,0 +1,1 @@
+"""Sign-up by mail: a web form, a confirmation link, a reminder, an expiry, in one durable workflow."""
