@@ -491,6 +491,14 @@ end
 $function$;
 comment on function pgworkflows.make_ready(uuid, timestamptz, boolean) is 'Wake an unclaimed run, now or at a later time.';
 
+create function pgworkflows.last_step(run_id uuid) returns text
+language sql stable
+set search_path = pg_catalog, pg_temp
+as $function$
+    select s.step_id from pgworkflows.steps as s where s.run_id = last_step.run_id order by s.position desc limit 1
+$function$;
+comment on function pgworkflows.last_step(uuid) is 'The step a run has come to.';
+
 create function pgworkflows.try_pause_workflow(run_id uuid, resource_id text, borrowed boolean)
 returns pgworkflows.outcome
 language plpgsql volatile
@@ -520,7 +528,8 @@ begin
         wait_kind = null,
         wait_event = null
     where q.run_id = run.id;
-    update pgworkflows.runs as r set status = 'paused', paused_at = moment, updated_at = moment
+    update pgworkflows.runs as r
+    set status = 'paused', paused_at = moment, updated_at = moment, current_step_id = pgworkflows.last_step(r.id)
     where r.id = run.id
     returning * into run;
     return ('paused', run)::pgworkflows.outcome;
@@ -1068,6 +1077,7 @@ begin
                 'traceback', null,
                 'step_id', null
             ),
+            current_step_id = pgworkflows.last_step(r.id),
             completed_at = now(),
             updated_at = now()
         where r.id = any (late);
@@ -1427,6 +1437,13 @@ begin
             end,
             output = case when v.control is null and v.action = 'complete' then v.output::json else r.output end,
             error = case
+                -- A retry by hand takes back the failure that it finds here, also one that came after the end.
+                when v.control = 'cancel' and v.action in ('fail', 'retry') then json_build_object(
+                    'type', coalesce(r.error, v.error::json) -> 'type',
+                    'message', coalesce(r.error, v.error::json) -> 'message',
+                    'traceback', coalesce(r.error, v.error::json) -> 'traceback',
+                    'step_id', v.error::json -> 'step_id'
+                )
                 when v.control is not null then r.error
                 when v.action = 'complete' then null
                 when v.action in ('fail', 'retry') then v.error::json
@@ -1439,7 +1456,11 @@ begin
             retry_count = case when v.control is null and v.action = 'retry' then r.retry_count + 1 else r.retry_count end,
             scheduled_at = case when v.control is null and v.action = 'retry' then v.wakes else r.scheduled_at end,
             paused_at = case when v.control is null and v.becomes = 'paused' then now() else r.paused_at end,
-            current_step_id = coalesce(v.step_id, r.current_step_id),
+            current_step_id = coalesce(
+                v.step_id,
+                case when v.becomes in ('paused', 'gone') then pgworkflows.last_step(r.id) end,
+                r.current_step_id
+            ),
             updated_at = now()
         from verdict as v
         where r.id = v.run_id
@@ -1497,7 +1518,7 @@ begin
     select json_build_object(
         'alive', true,
         'controls', (
-            select json_agg(json_build_object('run_id', q.run_id, 'control', q.control))
+            select json_agg(json_build_object('run_id', q.run_id, 'claim_id', q.claim_id, 'control', q.control))
             from pgworkflows.queue as q
             where q.worker_id = beat.worker_id and q.control is not null
         ),
@@ -1591,6 +1612,7 @@ begin
                 )
                 else r.error
             end,
+            current_step_id = case when o.interruptions >= 10 then pgworkflows.last_step(r.id) else r.current_step_id end,
             completed_at = case when o.interruptions >= 10 then now() end,
             updated_at = now()
         from row_of as o

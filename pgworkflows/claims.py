@@ -62,11 +62,20 @@ class Peer:
 
 
 @dataclass(frozen=True, slots=True)
+class Control:
+    """What is asked of a claimed run: pause, cancel or retry."""
+
+    run_id: str
+    claim_id: int
+    control: str
+
+
+@dataclass(frozen=True, slots=True)
 class Beat:
-    """The answer to a heartbeat: `controls` are run id → pause, cancel or retry."""
+    """The answer to a heartbeat."""
 
     alive: bool
-    controls: Mapping[str, str]
+    controls: tuple[Control, ...]
     peers: tuple[Peer, ...]
 
 
@@ -208,8 +217,8 @@ def beat(conn: WorkerConnection, worker_id: UUID) -> Beat:
     """A heartbeat."""
     answer = json.loads(conn.fetch("beat", (str(worker_id),)))
     if not answer["alive"]:
-        return Beat(False, {}, ())
-    controls = {row["run_id"]: row["control"] for row in answer["controls"] or ()}
+        return Beat(False, (), ())
+    controls = tuple(Control(c["run_id"], c["claim_id"], c["control"]) for c in answer["controls"] or ())
     peers = tuple(
         Peer(p["worker_id"], p["beats"], p["lease"], p["has_lock"], p["locked"], p["lapsed"])
         for p in answer["peers"] or ()

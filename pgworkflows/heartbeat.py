@@ -63,10 +63,11 @@ class Heartbeat(threading.Thread):
             )
             self._holdings.die(worker_id)
             return
-        for run_id, control in beat.controls.items():
-            execution = self._holdings.executions.get(run_id)
-            if execution is not None:
-                execution.ask(control)
+        for asked in beat.controls:
+            execution = self._holdings.executions.get(asked.run_id)
+            # An answer may be so old that the run was let go and claimed again.
+            if execution is not None and execution.run.claim_id == asked.claim_id:
+                execution.ask(asked.control)
         self._bury(beat.peers)
 
     def _bury(self, peers: tuple[claims.Peer, ...]) -> None:
