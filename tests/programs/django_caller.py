@@ -32,7 +32,7 @@ settings.configure(
 django.setup()
 
 from django.db import connection as djangos  # noqa: E402  (settings come first)
-from django.db import transaction
+from django.db import transaction  # noqa: E402
 
 from pgworkflows import IdempotencyConflictError, InvalidStatusError, WorkflowClient, WorkflowRunNotFoundError  # noqa: E402
 
