@@ -71,6 +71,7 @@ create index runs_workflow on pgworkflows.runs (workflow_id, id);
 create index runs_resource on pgworkflows.runs (resource_id, id) where resource_id is not null;
 comment on table pgworkflows.runs is 'One row per execution of a workflow, kept after its end.';
 comment on column pgworkflows.runs.id is 'UUID version 7: the order of ids is the order of starts.';
+comment on column pgworkflows.runs.workflow_id is 'The workflow it is a run of.';
 comment on column pgworkflows.runs.status is
     'pending (ready, or waiting for its retry time or scheduled_at), running, waiting (for an event, a time, a poll), '
     'paused, completed, failed or cancelled.';
