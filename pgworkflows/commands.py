@@ -13,6 +13,7 @@ from uuid import UUID
 from pgworkflows.durations import Duration, parse_duration, parse_moment, parse_positive_duration
 from pgworkflows.limits import checked_identifier
 from pgworkflows.retry import RetryPolicy, Wait
+from pgworkflows.schemas import event_schema
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -198,11 +199,14 @@ class Step:
     ) -> WaitForCommand[Any]:
         """Wait for the event `event_name`: its data (`{}` if it had none), or `None` once `timeout` has passed.
 
-        `schema` is anything pydantic's TypeAdapter takes; data that does not fit it fails the step.
+        `schema` is anything pydantic's TypeAdapter takes, else ConfigurationError; data that does not fit it fails the
+        step.
         """
         checked_identifier(id, "a step id")
         checked_identifier(event_name, "an event name")
         limit = None if timeout is None else parse_positive_duration(timeout, f"the timeout of step {id!r}")
+        if schema is not None:
+            event_schema(schema)
         return WaitForCommand(id, event_name, limit, schema)
 
     def wait_until(self, id: str, when: datetime | str) -> WaitUntilCommand:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from pgworkflows.commands import Command, PollCommand, PollResult, RunCommand, WaitForCommand
-from pgworkflows.errors import InvalidInputError, SerializationError
-from pgworkflows.serialization import PLAIN, Codec, codec_for, codec_for_return
+from pgworkflows.schemas import event_schema
+from pgworkflows.serialization import PLAIN, Codec, codec_for_return
 
 NOTHING_TO_SAY = "null"
 POLL_TIMED_OUT = '{"timed_out":true,"data":null}'
@@ -25,10 +25,7 @@ def decoded(command: Command[Any], output: str) -> Any:
         case PollCommand(fn=fn):
             return _decoded_poll(command.id, output, codec_for_return(fn))
         case WaitForCommand(schema=schema) if schema is not None and output != NOTHING_TO_SAY:
-            try:
-                return codec_for(schema).decode(output, f"the event of step {command.id!r}")
-            except SerializationError as error:
-                raise InvalidInputError(str(error)) from error
+            return event_schema(schema).load(output)
         case WaitForCommand():
             return PLAIN.decode(output, f"the event of step {command.id!r}")
         case _:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 from pydantic import ValidationError
@@ -10,8 +11,10 @@ from pgworkflows.annotations import shown
 from pgworkflows.errors import ConfigurationError, InvalidInputError
 from pgworkflows.serialization import explained, issues_of, typed_codec
 
+MAX_EVENT_SCHEMAS = 512
 REQUIRED: Any = object()
 """The default of an input that has none."""
+EVENT = "the data of the event"
 
 
 class InputSchema:
@@ -67,3 +70,16 @@ class InputSchema:
             issues=issues_of(error) if isinstance(error, ValidationError) else [],
             workflow_id=self._workflow_id,
         )
+
+
+def event_schema(schema: Any) -> InputSchema:
+    """What the data of an event must look like. Raises ConfigurationError if pydantic cannot make a schema of it."""
+    try:
+        return _cached_event_schema(schema)
+    except TypeError:
+        return InputSchema(schema, EVENT)  # it has no hash
+
+
+@lru_cache(maxsize=MAX_EVENT_SCHEMAS)
+def _cached_event_schema(schema: Any) -> InputSchema:
+    return InputSchema(schema, EVENT)

@@ -92,6 +92,7 @@ def _copy(package: Path, folder: Path) -> Path:
     found = folder.lstat()
     if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid() or found.st_mode & 0o022:
         raise PermissionError(f"{folder} can be written by others")
+    folder.chmod(0o755)  # a umask of 077 has kept others out
     target = folder / f"{WHEEL}-{importlib.metadata.version(WHEEL)}"
     if not target.exists():
         with tempfile.TemporaryDirectory(prefix=".copying-", dir=folder, ignore_cleanup_errors=True) as work:
