@@ -1,9 +1,8 @@
-"""Connections: how they are opened and set up, the pool of a client, and those that callers lend."""
+"""One database: how connections to it are opened and set up, how a client runs its statements, what errors mean."""
 
 from __future__ import annotations
 
 import os
-import select
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from threading import Lock
@@ -15,6 +14,7 @@ from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from psycopg.rows import tuple_row
 from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
+from pgworkflows.connections import Connections, has_ended
 from pgworkflows.errors import ConfigurationError, SerializationError, WorkflowEngineError
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -120,25 +120,15 @@ def _set_up(conn: Connection, lock_timeout_ms: int = 0) -> None:
     conn.execute(_SET_UP, (str(lock_timeout_ms),))
 
 
-def _check(conn: Connection) -> None:
-    """Raise if an idle connection was closed by the server. Costs no round trip: an idle socket that has something
-    to read has got the server's farewell."""
-    poll = select.poll()
-    poll.register(conn.fileno(), select.POLLIN)
-    if poll.poll(0):
-        conn.execute("")
-
-
 class Database:
     """One database for a client: a pool opened at first use, and the way to connections outside it."""
 
     def __init__(self, conninfo: str | None, pool: Pool | None) -> None:
         self._conninfo = None if conninfo is None else normalise(conninfo)
         self._given = pool
-        self._pool = pool
-        self._owner = os.getpid()
+        self._own: Connections | None = None
         self._lock = Lock()
-        self._left_behind: list[Pool] = []
+        self._left_behind: list[Connections] = []
 
     @property
     def conninfo(self) -> str:
@@ -153,73 +143,72 @@ class Database:
 
     @contextmanager
     def connection(self) -> Generator[Connection]:
-        """A connection of the pool, checked, back in the pool afterwards."""
-        pool = self._open()
+        """A connection that works, for the length of a with statement. Raises ConfigurationError."""
+        source: Connections | Pool
+        if self._given is None:
+            source = self._opened()
+            conn = source.getconn()
+        else:
+            source = self._given
+            conn = _take(source, self)
         try:
-            conn = pool.getconn()
-        except PoolTimeout as error:
-            connect(self.conninfo).close()  # raises with the server's reason, if it is that
-            raise ConfigurationError(
-                f"no connection was free within {pool.timeout:.0f} s: all {pool.max_size} of the pool are in use"
-            ) from error
-        except PoolClosed as error:
-            raise ConfigurationError(f"the pool that was given is not open ({error}): open it first") from error
-        try:
-            with conn:
-                yield conn
+            yield conn
         finally:
-            pool.putconn(conn)
+            source.putconn(conn)
 
     def fetch(self, sql: str, params: Params = ()) -> list[Row]:
-        """Run one statement on a connection of the pool. Raises the library's errors where there is one."""
+        """Run one statement on a connection of the client's. Raises the library's errors where there is one."""
         with self.connection() as conn:
             try:
                 with Cursor(conn, row_factory=tuple_row) as cursor:
                     cursor.execute(sql.encode(), params)
-                    return cursor.fetchall()
+                    rows = cursor.fetchall()
+                conn.commit()  # a pool's connections may not be in autocommit mode; otherwise it does nothing
             except psycopg.Error as error:
-                raise explained(error, lost=conn.broken or conn.closed) from error
+                if not conn.closed:
+                    conn.rollback()
+                raise explained(error, lost=conn.closed) from error
+            return rows
 
     def close(self) -> None:
-        """Close the pool unless it was given."""
+        """Close the connections, but not a pool that was given."""
         with self._lock:
-            pool, self._pool = self._pool, self._given
-            if pool is None or pool is self._given:
-                return
-            if self._owner == os.getpid():
-                pool.close()
-            else:
-                self._left_behind.append(pool)
+            own, self._own = self._own, None
+        if own is not None:
+            self._let_go(own)
 
-    def _open(self) -> Pool:
-        pool = self._pool
-        if pool is not None and (pool is self._given or self._owner == os.getpid()):
-            return pool
+    def _opened(self) -> Connections:
         with self._lock:
-            if self._pool is not None and self._owner != os.getpid():
-                # A fork: the pool and its sockets are the parent's. It must not be closed from here.
-                self._left_behind.append(self._pool)
-                self._pool = None
-            if self._pool is None:
-                self._owner = os.getpid()
-                self._pool = self._make_pool()
-            return self._pool
+            if self._own is not None and self._own.owner != os.getpid():
+                self._let_go(self._own)
+                self._own = None
+            if self._own is None:
+                self._own = Connections(lambda: connect(self.conninfo), size=POOL_SIZE, patience_s=POOL_TIMEOUT_S)
+            return self._own
 
-    def _make_pool(self) -> Pool:
-        # The first connection is opened here, so that a wrong password is told at once and not after a timeout.
-        connect(self.conninfo).close()
-        return ConnectionPool(
-            self.conninfo,
-            connection_class=Connection,
-            kwargs={"autocommit": True, "row_factory": tuple_row},
-            min_size=1,
-            max_size=POOL_SIZE,
-            timeout=POOL_TIMEOUT_S,
-            configure=_set_up,
-            check=_check,
-            open=True,
-            name="pgworkflows",
-        )
+    def _let_go(self, own: Connections) -> None:
+        if own.owner == os.getpid():
+            own.close()
+        else:
+            # After a fork: the sockets are the parent's. Kept here, they are neither used nor closed.
+            self._left_behind.append(own)
+
+
+def _take(pool: Pool, database: Database) -> Connection:
+    """A connection of a pool that was given, which itself would find out only by its use that one has broken."""
+    while True:
+        try:
+            conn: Connection = pool.getconn()
+        except PoolTimeout as error:
+            connect(database.conninfo).close()  # raises with the server's reason, if it is that
+            raise ConfigurationError(
+                f"no connection was free within {pool.timeout:g} s: all {pool.max_size} of the pool are in use"
+            ) from error
+        except PoolClosed as error:
+            raise ConfigurationError(f"the pool that was given is not open ({error}): open it first") from error
+        if not has_ended(conn):
+            return conn
+        pool.putconn(conn)
 
 
 def _connect_parameters(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -37,7 +37,7 @@ FLOORS: Mapping[str, set[str]] = {
         "serialization",
     },
     "1 logic, pure": {"definition", "handlers", "registry", "replay", "results", "source"},
-    "2 postgres": {"borrowed", "claims", "database", "embedded", "listener", "migrate", "schema", "sql", "store"},
+    "2 postgres": {"borrowed", "claims", "connections", "database", "embedded", "listener", "migrate", "schema", "sql", "store"},
     "3 use cases": {"client", "execution", "journal", "peers", "runner", "schedules"},
     "4 threads": {
         "alarms",
@@ -71,7 +71,8 @@ RULES = [
         frozenset({"threading", "queue", "concurrent", "multiprocessing"}),
         frozenset({4}),
         {
-            "database": "a lock: the pool of a client is opened by whichever thread comes first",
+            "connections": "a lock: the threads of an application share a client's connections",
+            "database": "a lock: a client is connected by whichever thread comes first",
             "embedded": "locks: the process's own server is started by whichever thread comes first",
             "runner": "a lock: a call ends in its pool's thread, or in the alarm's when its time is up",
         },

@@ -1,0 +1,124 @@
+"""The connections of a client: opened when a call needs one, kept for the next, replaced when they have broken."""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from threading import Lock, Semaphore
+from typing import Any
+
+import psycopg
+from psycopg.pq import TransactionStatus
+
+from pgworkflows.errors import ConfigurationError
+
+Connection = psycopg.Connection[tuple[Any, ...]]
+
+MAX_IDLE_S = 600.0
+FIRST_PAUSE_S = 0.05
+LONGEST_PAUSE_S = 1.0
+
+
+class Connections:
+    """Up to `size` connections, which `connect` opens. Threads may share it.
+
+    It has no thread of its own: whoever needs a connection opens it, and is told at once why that fails. Only who has
+    been connected before is patient for `patience_s`, as servers restart; so is who waits for a busy connection.
+    """
+
+    def __init__(self, connect: Callable[[], Connection], *, size: int, patience_s: float) -> None:
+        self.owner = os.getpid()
+        self._connect = connect
+        self._size = size
+        self._patience_s = patience_s
+        self._free = Semaphore(size)
+        self._lock = Lock()
+        # The most recently used last: the others grow old and are closed.
+        self._idle: deque[tuple[float, Connection]] = deque()
+        self._been_connected = False
+        self._closed = False
+
+    def __del__(self) -> None:
+        # A client that nobody has closed leaves no open connections, which Python would warn of. Those of a parent
+        # process are not ours to close.
+        with suppress(Exception):
+            if self.owner == os.getpid():
+                self.close()
+
+    def getconn(self) -> Connection:
+        """A connection that works, until `putconn`. Raises ConfigurationError."""
+        if not self._free.acquire(timeout=self._patience_s):
+            raise ConfigurationError(
+                f"no connection was free within {self._patience_s:g} s: all {self._size} of this client are in use"
+            )
+        try:
+            return self._kept() or self._opened()
+        except BaseException:
+            self._free.release()
+            raise
+
+    def putconn(self, conn: Connection) -> None:
+        """Give a connection back."""
+        now = time.monotonic()
+        old: list[Connection] = []
+        with self._lock:
+            if self._closed or conn.info.transaction_status is not TransactionStatus.IDLE:
+                old.append(conn)
+            else:
+                self._idle.append((now, conn))
+            while self._idle and now - self._idle[0][0] > MAX_IDLE_S:
+                old.append(self._idle.popleft()[1])
+        for each in old:
+            each.close()
+        self._free.release()
+
+    def close(self) -> None:
+        """Close the connections, those in use when they are given back."""
+        with self._lock:
+            self._closed = True
+            idle = list(self._idle)
+            self._idle.clear()
+        for _, conn in idle:
+            conn.close()
+
+    def _kept(self) -> Connection | None:
+        while True:
+            with self._lock:
+                if not self._idle:
+                    return None
+                _, conn = self._idle.pop()
+            if not has_ended(conn):
+                return conn
+            conn.close()
+
+    def _opened(self) -> Connection:
+        give_up = time.monotonic() + self._patience_s
+        pause_s = FIRST_PAUSE_S
+        while True:
+            try:
+                conn = self._connect()
+            except ConfigurationError:
+                if not self._been_connected or time.monotonic() + pause_s > give_up:
+                    raise
+                time.sleep(pause_s)
+                pause_s = min(LONGEST_PAUSE_S, pause_s * 2)
+            else:
+                self._been_connected = True
+                return conn
+
+
+def has_ended(conn: Connection) -> bool:
+    """Whether an idle connection was closed by the server. Costs no round trip: an idle socket that has something to
+    read has got the server's farewell, or a notice."""
+    poll = select.poll()
+    try:
+        poll.register(conn.fileno(), select.POLLIN)
+        if poll.poll(0):
+            conn.execute("")
+    except psycopg.Error:
+        return True
+    return False
