@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from uuid import UUID
 
 from pgworkflows import claims
 from pgworkflows.backoff import Backoff
@@ -55,8 +56,8 @@ class Dispatcher(threading.Thread):
         *,
         lanes: Callable[[], Lanes],
         declare: Callable[[WorkerConnection, Collection[Workflow[Any, Any]]], None],
-        accept: Callable[[ClaimedRun, Workflow[Any, Any]], None],
-        wait_for_lock: Callable[[Any, float], bool],
+        accept: Callable[[ClaimedRun, Workflow[Any, Any], UUID], None],
+        wait_for_lock: Callable[[UUID, float], bool],
         max_runs: int,
         lease: timedelta,
         poll_interval_s: float,
@@ -115,17 +116,20 @@ class Dispatcher(threading.Thread):
             claims.release_unheld(self._conn, self._holdings.worker_id, tuple(self._holdings.executions))
             self._in_doubt = False
         self._holdings.bell.clear()
+        worker_id = self._holdings.worker_id
         empty_handed = not self._holdings.executions
         capacity = self._capacity()
         if capacity <= 0 or not lanes.workflows:
+            if empty_handed:
+                self.idle.set()
             self._holdings.bell.wait(FULL_S if capacity <= 0 else self._poll_interval_s)
             return
-        claim = self._claim(lanes, capacity, empty_handed)
+        claim = self._claim(lanes, worker_id, capacity, empty_handed)
         if not claim.alive:
-            self._holdings.die(self._holdings.worker_id)
+            self._holdings.die(worker_id, self._logger)
             return
         for run in claim.runs:
-            self._accept(run, lanes.workflows[run.workflow_id])
+            self._accept(run, lanes.workflows[run.workflow_id], worker_id)
         if claim.runs:
             self._worked_at = time.monotonic()
             self._look_s = FIRST_LOOK_S
@@ -159,14 +163,14 @@ class Dispatcher(threading.Thread):
             return 0
         return min(self._max_runs - len(self._holdings.executions), self._window - waiting)
 
-    def _claim(self, lanes: Lanes, capacity: int, empty_handed: bool) -> Claim:
+    def _claim(self, lanes: Lanes, worker_id: UUID, capacity: int, empty_handed: bool) -> Claim:
         alone = any(execution.suspect for execution in list(self._holdings.executions.values()))
         if alone:
             return Claim(alive=True)
         waking = bool(self._announced) and time.monotonic() - self._worked_at < QUIET_S
         claim = claims.claim(
             self._conn,
-            self._holdings.worker_id,
+            worker_id,
             lanes.queues,
             tuple(lanes.workflows),
             capacity,
@@ -183,10 +187,14 @@ class Dispatcher(threading.Thread):
             # Due, and still there: somebody holds the row.
             due_s = HELD_S
         if self._announced == lanes.queues:
-            self._holdings.bell.wait(min(self._poll_interval_s, due_s))
+            # A start may have looked for sleepers before the announcement and commit long after the look that followed
+            # it: the first looks in the sleep are close together.
+            self._holdings.bell.wait(min(self._look_s, self._poll_interval_s, due_s))
+            self._look_s = min(self._poll_interval_s, self._look_s * 2)
         elif time.monotonic() - self._worked_at > QUIET_S:
             claims.sleep(self._conn, self._holdings.worker_id, lanes.queues)
             self._announced = lanes.queues
+            self._look_s = LONGEST_LOOK_S
         else:
             self._holdings.bell.wait(min(self._look_s, due_s))
             self._look_s = min(LONGEST_LOOK_S, self._look_s * 2)

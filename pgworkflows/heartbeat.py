@@ -56,12 +56,7 @@ class Heartbeat(threading.Thread):
         worker_id = self._holdings.worker_id
         beat = claims.beat(self._conn, worker_id)
         if not beat.alive:
-            self._logger.warning(
-                "pgworkflows: worker %s was declared dead, drops its %d runs and registers anew",
-                worker_id,
-                len(self._holdings.executions),
-            )
-            self._holdings.die(worker_id)
+            self._holdings.die(worker_id, self._logger)
             return
         for asked in beat.controls:
             execution = self._holdings.executions.get(asked.run_id)

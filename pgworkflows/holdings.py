@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from uuid import UUID, uuid4
 
@@ -16,10 +17,15 @@ class Holdings:
         self.registered = False
         self.executions: dict[str, Execution] = {}
         self.bell = threading.Event()
+        self._lock = threading.Lock()
 
-    def add(self, execution: Execution) -> None:
-        """Take a claimed run in hand."""
-        self.executions[execution.run.run_id] = execution
+    def add(self, execution: Execution, worker_id: UUID) -> bool:
+        """Take a run in hand that was claimed under this id; False if the worker has died since."""
+        with self._lock:
+            if worker_id != self.worker_id:
+                return False
+            self.executions[execution.run.run_id] = execution
+            return True
 
     def remove(self, execution: Execution) -> None:
         """Let go of a run that is written, or not ours any more."""
@@ -28,14 +34,20 @@ class Holdings:
         execution.dropped = True
         self.bell.set()
 
-    def die(self, worker_id: UUID) -> None:
+    def die(self, worker_id: UUID, logger: logging.Logger) -> None:
         """Drop everything, for another worker may have it. What is still in flight finds itself dropped, and what
         slips through is fenced off."""
-        if worker_id != self.worker_id:
-            return
-        self.registered = False
-        for execution in list(self.executions.values()):
-            execution.drop()
-        self.executions = {}
-        self.worker_id = uuid4()
+        with self._lock:
+            if worker_id != self.worker_id:
+                return
+            logger.warning(
+                "pgworkflows: worker %s was declared dead, drops its %d runs and registers anew",
+                worker_id,
+                len(self.executions),
+            )
+            self.registered = False
+            for execution in list(self.executions.values()):
+                execution.drop()
+            self.executions = {}
+            self.worker_id = uuid4()
         self.bell.set()

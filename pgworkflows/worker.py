@@ -11,6 +11,7 @@ from datetime import timedelta
 from functools import partial
 from types import FrameType
 from typing import TYPE_CHECKING, Any
+from uuid import UUID
 
 from pgworkflows import claims
 from pgworkflows.alarms import Alarms
@@ -72,6 +73,7 @@ class Worker:
         self._finished = threading.Event()
         self._running = threading.Lock()
         self._crew: _Crew | None = None
+        self._runs_in: int | None = None
 
     def run_forever(self) -> None:
         """Work until `stop` is called; in the main thread also until SIGTERM or SIGINT, which end it gracefully. A
@@ -101,10 +103,11 @@ class Worker:
             raise TimeoutError(f"runs were still ready or in hand after {limit_s:g} s")
 
     def stop(self) -> None:
-        """End `run_forever` gracefully and wait for that. Idempotent; from within a step it does not wait."""
+        """End `run_forever` gracefully and wait for that. Idempotent; from within a step, or a signal handler, it does
+        not wait."""
         self._stop.set()
         crew = self._crew
-        if crew is not None and not crew.owns_this_thread():
+        if crew is not None and not crew.owns_this_thread() and threading.get_ident() != self._runs_in:
             self._finished.wait()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
@@ -116,6 +119,7 @@ class Worker:
         if not self._running.acquire(blocking=False):
             raise RuntimeError("this worker is running already; make another one with engine.worker()")
         try:
+            self._runs_in = threading.get_ident()
             self._finished.clear()
             self._engine.migrate()
             self._crew = _Crew(
@@ -127,7 +131,7 @@ class Worker:
             finally:
                 self._crew.finish(0.0 if self._hurry.is_set() else self._grace_s, self._hurry)
         finally:
-            self._crew = None
+            self._crew = self._runs_in = None
             self._stop.clear()
             self._hurry.clear()
             self._finished.set()
@@ -222,10 +226,10 @@ class _Crew:
     def _connection(self) -> WorkerConnection:
         return WorkerConnection(self._conninfo, self._schema)
 
-    def _accept(self, run: ClaimedRun, workflow: Workflow[Any, Any]) -> None:
+    def _accept(self, run: ClaimedRun, workflow: Workflow[Any, Any], worker_id: UUID) -> None:
         execution = Execution(run, workflow, self._logger)
-        self._holdings.add(execution)
-        self._pool.put(execution)
+        if self._holdings.add(execution, worker_id):
+            self._pool.put(execution)
 
     def _work(self, execution: Execution) -> None:
         """In a thread of the pool: take a run to the next thing that has to be stored, and hand that to the scribe."""

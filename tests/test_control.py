@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 from waiting import until
-from working import HandWorker, rows, value, working
+from working import HandWorker, await_heartbeats, make_due, rows, run_out_of_time, value, working
 
 from pgworkflows import (
     InvalidStatusError,
@@ -177,11 +177,7 @@ class TestPause:
         with working(engine):
             run_id = scene.start()
             engine.pause_workflow(run_id)
-            beats = value(engine.conninfo, "select beats from pgworkflows.workers")
-            until(
-                lambda: value(engine.conninfo, "select beats from pgworkflows.workers") > beats + 1,
-                "a heartbeat brings the pause",
-            )
+            await_heartbeats(engine.conninfo, 2)  # one of them brings the pause
             engine.resume_workflow(run_id)
             scene.door.set()
             assert engine.wait_for_run(run_id, timeout=20).output == ["first", "second", "third"]
@@ -235,10 +231,10 @@ class TestPause:
         assert engine.get_run(run_id).output == "while paused"
 
     def test_a_deadline_runs_on_while_paused_and_acts_at_resume(self, engine: WorkflowEngine) -> None:
-        run_id = waiting_run(engine, 0.05)
+        run_id = waiting_run(engine)
         engine.pause_workflow(run_id)
+        make_due(engine.conninfo)
         deadline = step_of(engine, run_id, "event").wake_at
-        until(lambda: value(engine.conninfo, "select now() > %s", deadline), "the deadline passes")
         engine.worker().run_until_idle()
         assert engine.get_run(run_id).status is PAUSED
         assert step_of(engine, run_id, "event").status is StepStatus.WAITING
@@ -475,8 +471,10 @@ class TestRetry:
         self, engine: WorkflowEngine, scene: Scene
     ) -> None:
         scene.failing = {"second"}
-        with working(engine):
-            run = engine.start_workflow("scene", timeout=0.3)
+        with working(engine, poll_interval=0.1):
+            run = engine.start_workflow("scene", timeout="1 hour")
+            assert scene.inside.wait(20)
+            run_out_of_time(engine.conninfo)
             timed_out = engine.wait_for_run(run.id, timeout=20)
             assert timed_out.error is not None
             assert timed_out.error["type"] == "WorkflowTimeoutError"
@@ -484,7 +482,6 @@ class TestRetry:
             scene.let_go(run.id)
             assert scene.run(run.id).error == {**timed_out.error, "step_id": "second"}
             scene.failing = set()
-            rows(engine.conninfo, "update pgworkflows.runs set timeout = null")
             engine.retry_workflow(run.id)
             assert engine.wait_for_run(run.id, timeout=20).output == ["first", "second", "third"]
         assert scene.calls == ["first", "second", "second", "third"]
@@ -542,9 +539,10 @@ class TestWhereARunStands:
     def test_a_run_that_is_out_of_time_stands_at_the_last_step_it_reached(
         self, engine: WorkflowEngine, scene: Scene
     ) -> None:
-        with working(engine):
-            run = engine.start_workflow("scene", timeout=0.5)
+        with working(engine, poll_interval=0.1):
+            run = engine.start_workflow("scene", timeout="1 hour")
             assert scene.inside.wait(20)
+            run_out_of_time(engine.conninfo)
             stood = engine.wait_for_run(run.id, timeout=20).current_step_id
             scene.door.set()
         assert stood == "first"
@@ -718,8 +716,7 @@ def test_what_was_asked_of_an_earlier_claim_is_not_asked_of_a_later_one(
         run_id = scene.start()
         claim_id = value(engine.conninfo, "select claim_id from pgworkflows.queue")
         stale.append(claims.Control(str(run_id), claim_id - 1, "cancel"))
-        beats = value(engine.conninfo, "select beats from pgworkflows.workers")
-        until(lambda: value(engine.conninfo, "select beats from pgworkflows.workers") > beats + 1, "two heartbeats")
+        await_heartbeats(engine.conninfo, 2)
         assert not scene.told_to_stop.is_set()
         scene.door.set()
         engine.wait_for_run(run_id, timeout=20)

@@ -39,6 +39,27 @@ def value(url: str, query: str, *params: object) -> Any:
     return found
 
 
+def make_due(url: str) -> None:
+    """Let the time come of every wait, retry and delayed start."""
+    rows(url, "update pgworkflows.queue set wake_at = now() where wake_at is not null")
+    rows(
+        url,
+        "update pgworkflows.steps set wake_at = now() where status in ('waiting', 'retrying') and wake_at is not null",
+    )
+
+
+def run_out_of_time(url: str) -> None:
+    """Let the timeout come of every run that has one."""
+    rows(url, "update pgworkflows.queue set timeout_at = now() where timeout_at is not null")
+    rows(url, "update pgworkflows.runs set timeout_at = now() where timeout_at is not null")
+
+
+def await_heartbeats(url: str, number: int = 1) -> None:
+    """Wait until the only worker's heart has beaten so many times."""
+    before = value(url, "select beats from pgworkflows.workers")
+    until(lambda: value(url, "select beats from pgworkflows.workers") >= before + number, f"{number} heartbeats come")
+
+
 @contextmanager
 def working(engine: WorkflowEngine, **options: Any) -> Generator[Worker]:
     """A worker in a thread, stopped at the end; it is registered once this is entered."""
