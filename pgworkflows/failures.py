@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from traceback import StackSummary, TracebackException
 from types import GeneratorType
@@ -29,7 +29,8 @@ _PACKAGE = Path(__file__).parent
 
 def error_info(error: BaseException, step_id: str | None = None) -> ErrorInfo:
     """An exception as it is stored: without what PostgreSQL cannot keep, its traceback beginning in the user's code."""
-    return ErrorInfo(type(error).__name__, _storable(_message(error)), _storable(_traceback(error)), step_id)
+    text, frames = _read(_message, error, "text"), _read(_traceback, error, "traceback")
+    return ErrorInfo(type(error).__name__, _storable(text), _storable(frames), step_id)
 
 
 def step_failure(step_id: str, error: ErrorInfo) -> StepFailedError:
@@ -95,11 +96,16 @@ def _linked(error: BaseException) -> list[BaseException]:
     return [*found.values()]
 
 
-def _message(error: BaseException) -> str:
+def _read(part: Callable[[BaseException], str], error: BaseException, what: str) -> str:
+    """What `part` makes of an error of the user's, whose methods may raise in their turn."""
     try:
-        return str(error.message if isinstance(error, WorkflowEngineError) else error)
+        return part(error)
     except Exception as broken:
-        return f"<its text cannot be read: {type(broken).__name__}>"
+        return f"<its {what} cannot be read: {type(broken).__name__}>"
+
+
+def _message(error: BaseException) -> str:
+    return str(error.message if isinstance(error, WorkflowEngineError) else error)
 
 
 def _traceback(error: BaseException) -> str:

@@ -7,6 +7,7 @@ received by then is in the history or the mailbox, so a wait is judged by what w
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias, TypeGuard, assert_never
 
@@ -68,7 +69,12 @@ COMMANDS = (RunCommand, PollCommand, WaitForCommand, WaitUntilCommand, DelayComm
 Sent: TypeAlias = tuple[Any, StepFailedError | None]
 """What a command is answered with at once: a result to send in, or a failure to throw in."""
 
-ANY_NUMBER_OF_CLOSES = 100
+ANY_NUMBER_OF_YIELDS = 100
+
+
+class LetGo(BaseException):
+    """Raised in a handler at the command that its run waits at, so that its `finally` blocks run. What it yields from
+    then on is not heard."""
 
 
 class Trail:
@@ -99,7 +105,8 @@ class Replay:
         self._generator = generator
         self._history = [step for step in history if not step.cleared]
         self._cleared: Mapping[str, StoredStep] = {step.step_id: step for step in history if step.cleared}
-        self._reached = history[-1].position + 1 if history else 0
+        taken_back = any(step.position == len(self._history) for step in self._cleared.values())
+        self._reached = len(self._history) + taken_back
         self._mailbox = list(mailbox)
         self._as_of = as_of
         self._trail = trail
@@ -127,20 +134,22 @@ class Replay:
         return self._turn(decision)
 
     def close(self) -> None:
-        """Let the generator go; whatever it does in its `finally` blocks, nothing comes out."""
-        for _ in range(ANY_NUMBER_OF_CLOSES):
+        """Let the generator go; whatever it does in its `finally` blocks, nothing comes out, not even to its logger."""
+        self._trail.replaying = True
+        for _ in range(ANY_NUMBER_OF_YIELDS):
             try:
-                self._generator.close()
+                # Not close(): where a generator that is delegated to yields once more, its caller gets a RuntimeError.
+                self._generator.throw(LetGo("the run is let go until something wakes it; this is no error"))
+            except BaseException:
                 return
-            except BaseException:  # noqa: S112  (there is nobody left to tell)
-                # A `yield` in a `finally` is a RuntimeError here, and the generator waits at it: once more.
-                continue
+        with suppress(BaseException):
+            self._generator.close()
 
     def _turn(self, decision: Decision) -> Turn:
         turn = Turn(tuple(self._writes), tuple(self._events), decision)
         self._writes.clear()
         self._events.clear()
-        if not isinstance(decision, CallStep):
+        if not isinstance(decision, CallStep | Complete):
             self.close()
         return turn
 
