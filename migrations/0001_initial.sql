@@ -758,6 +758,22 @@ $function$;
 comment on function pgworkflows.check_name(text, text, boolean) is
     'Refuse a name that is empty, too long or missing, with SQLSTATE 22023.';
 
+create function pgworkflows.check_json(payload text, what text) returns json
+language plpgsql immutable
+set search_path = pg_catalog, pg_temp
+as $function$
+begin
+    -- jsonb is more strict than json: what it refuses could not be read in SQL. Python reads 500 levels at any time.
+    if jsonb_path_exists(payload::jsonb, '$.**{501}') then
+        raise exception '% must not be nested more than 500 levels deep', what
+            using errcode = 'invalid_parameter_value';
+    end if;
+    return payload::json;
+end
+$function$;
+comment on function pgworkflows.check_json(text, text) is
+    'A payload as JSON, with its keys in their order. Refuses what could not be read again.';
+
 create function pgworkflows.check_times(timeout interval, delay interval, run_at timestamptz) returns void
 language plpgsql stable
 set search_path = pg_catalog, pg_temp
@@ -852,11 +868,10 @@ begin
         raise exception 'retries must lie within 0 and 1000000, not %', retries
             using errcode = 'invalid_parameter_value';
     end if;
-    perform input::jsonb; -- more strict than json: what it refuses could not be read
     return pgworkflows.unwrap(
         pgworkflows.try_start_workflow(
             workflow => workflow,
-            input => input::json,
+            input => pgworkflows.check_json(input, 'the input'),
             resource_id => resource_id,
             idempotency_key => idempotency_key,
             priority => pgworkflows.priority_number(priority::text),
@@ -938,12 +953,11 @@ as $function$
 begin
     perform pgworkflows.check_name(event_name, 'the event name', true);
     perform pgworkflows.check_name(idempotency_key, 'the idempotency_key');
-    perform data::text::jsonb;
     return pgworkflows.unwrap(
         pgworkflows.try_trigger_event(
             run_id => run_id,
             event_name => event_name,
-            data => data::text::json,
+            data => pgworkflows.check_json(data::text, 'the data'),
             resource_id => resource_id,
             idempotency_key => idempotency_key,
             borrowed => true
@@ -1009,9 +1023,11 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $function$
 begin
-    perform data::text::jsonb;
     return pgworkflows.unwrap(
-        pgworkflows.try_fast_forward_workflow(run_id, data::text::json, resource_id, true), run_id
+        pgworkflows.try_fast_forward_workflow(
+            run_id, pgworkflows.check_json(data::text, 'the data'), resource_id, true
+        ),
+        run_id
     );
 end
 $function$;

@@ -288,6 +288,8 @@ UNREADABLE = [
     ('\'{"a": "\\u0000"}\'::json', "22P05"),
     ('\'{"a": "\\ud800"}\'::json', "22P02"),
     ("repeat('[', 100000)", "54001"),
+    ("repeat('[', 501) || repeat(']', 501)", "22023"),
+    ("repeat('{\"a\":', 501) || '1' || repeat('}', 501)", "22023"),
 ]
 
 
@@ -299,6 +301,16 @@ def test_json_that_could_not_be_read_again_is_refused(sql: Sql, client: Workflow
         assert refusal(sql, f"select pgworkflows.fast_forward_workflow(%s, {given})", run.id).sqlstate == sqlstate
     assert client.get_runs().items == [run]
     assert rows(client.conninfo, "select * from pgworkflows.events") == []
+
+
+def test_json_of_500_levels_is_kept(sql: Sql, client: WorkflowClient) -> None:
+    row = call(sql, "select * from pgworkflows.start_workflow('a', repeat('[', 500) || repeat(']', 500))")
+    run = client.get_run(row["id"])
+    depth, found = 0, run.input
+    while found:
+        depth, found = depth + 1, found[0]
+    assert depth == 499
+    assert client.get_runs().items == [run]
 
 
 def test_events_need_a_name(sql: Sql, client: WorkflowClient) -> None:
