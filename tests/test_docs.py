@@ -9,12 +9,14 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from conftest import Databases
 from pages import DOCS, PAGES, README, ROOT, Block, blocks, named, page_id, python_of, without_code
 from psycopg.conninfo import conninfo_to_dict
 from waiting import until
@@ -69,18 +71,6 @@ def run_python(
 PAGES_WITH_PYTHON = [page for page in PAGES if python_of(page)]
 
 
-@pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=page_id)
-def test_the_python_of_a_page_runs_and_prints_what_the_page_says(page: Path, tmp_path: Path, database_url: str) -> None:
-    parts = python_of(page)
-    done = run_python(as_script(parts), tmp_path, database_url, name=f"{page.stem}.py")
-    assert done.returncode == 0, f"the script's lines are those of {page_id(page)}:\n{done.stderr}"
-    printed = done.stdout.split(END_OF_BLOCK + "\n")
-    for block, output in zip(parts, printed, strict=False):
-        claimed = claimed_output(block)
-        if claimed is not None:
-            assert output.rstrip() == claimed.rstrip(), f"{page_id(page)}, line {block.line}"
-
-
 def test_blocks_of_python_have_their_tests() -> None:
     """Files shown on a page are run by a test of their own; this names them."""
     shown = {(page.name, block.name) for page in PAGES for block in blocks(page) if block.name is not None}
@@ -113,15 +103,29 @@ class Slow:
 
     killed_and_again: Future[list[str]]
     suite: Future[subprocess.CompletedProcess[str]]
+    pages: Mapping[Path, Future[subprocess.CompletedProcess[str]]]
 
 
 @pytest.fixture(scope="module", autouse=True)
-def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slow]:
-    with tempfile.TemporaryDirectory(prefix="pgw-test-") as folder, ThreadPoolExecutor() as threads:
-        Path(folder).chmod(0o755)  # root's server has another user
+def slow(tmp_path_factory: pytest.TempPathFactory, databases: Databases, migrated_template: str) -> Iterator[Slow]:
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgw-test-")))
+        folder.chmod(0o755)  # root's server has another user
+        urls = {page: stack.enter_context(databases.fresh(migrated_template)) for page in PAGES_WITH_PYTHON}
+        threads = stack.enter_context(ThreadPoolExecutor(max_workers=4))
         yield Slow(
-            threads.submit(kill_the_first_workflow, Path(folder)),
+            threads.submit(kill_the_first_workflow, folder),
             threads.submit(run_the_suite_of_the_page, tmp_path_factory.mktemp("suite")),
+            {
+                page: threads.submit(
+                    run_python,
+                    as_script(python_of(page)),
+                    tmp_path_factory.mktemp(page.stem),
+                    url,
+                    name=f"{page.stem}.py",
+                )
+                for page, url in urls.items()
+            },
         )
 
 
@@ -356,6 +360,18 @@ def test_the_messages_on_the_page_are_those_that_are_logged() -> None:
 
 
 # What was begun at first --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("page", PAGES_WITH_PYTHON, ids=page_id)
+def test_the_python_of_a_page_runs_and_prints_what_the_page_says(page: Path, slow: Slow) -> None:
+    parts = python_of(page)
+    done = slow.pages[page].result(60)
+    assert done.returncode == 0, f"the script's lines are those of {page_id(page)}:\n{done.stderr}"
+    printed = done.stdout.split(END_OF_BLOCK + "\n")
+    for block, output in zip(parts, printed, strict=False):
+        claimed = claimed_output(block)
+        if claimed is not None:
+            assert output.rstrip() == claimed.rstrip(), f"{page_id(page)}, line {block.line}"
 
 
 def test_the_suite_on_the_testing_page_passes(slow: Slow) -> None:
