@@ -33,7 +33,6 @@ from pgworkflows.replay import (
 from pgworkflows.retry import run_retry_pause
 from pgworkflows.serialization import codec_for_return
 
-
 SUSPECT_FROM = 3
 """After how many interruptions in a row a run is claimed alone; `claim` in SQL says the same."""
 
