@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import random
 
+from pgworkflows.database import Locked, Refused, Unavailable
+
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
 
@@ -20,7 +22,13 @@ class Backoff:
     def failed(self, error: BaseException) -> float:
         """Note a failure; the pause to make now, in seconds."""
         if not self._failures:
-            self._logger.warning("pgworkflows: %s failed, trying again: %s", self._what, str(error).strip())
+            known = isinstance(error, Unavailable | Refused | Locked)
+            self._logger.warning(
+                "pgworkflows: %s failed, trying again: %s",
+                self._what,
+                str(error).strip() or type(error).__name__,
+                exc_info=None if known else error,
+            )
         self._failures += 1
         longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._failures - 1, 10))
         return longest * random.uniform(0.5, 1.0)

@@ -16,7 +16,6 @@ from uuid import UUID
 from pgworkflows import claims
 from pgworkflows.backoff import Backoff
 from pgworkflows.claims import Claim, ClaimedRun, WorkerConnection
-from pgworkflows.database import Locked, Refused, Unavailable
 from pgworkflows.definition import Workflow
 from pgworkflows.holdings import Holdings
 from pgworkflows.pool import Pool
@@ -96,7 +95,7 @@ class Dispatcher(threading.Thread):
         while not self._closing.is_set():
             try:
                 self._look()
-            except (Unavailable, Refused, Locked) as error:
+            except Exception as error:  # whatever it is, this thread must not end: the heart would beat on
                 # The answer to a claim may be lost, and with it runs that are ours without our knowing.
                 self._in_doubt = True
                 self._closing.wait(backoff.failed(error))
@@ -116,6 +115,8 @@ class Dispatcher(threading.Thread):
             claims.release_unheld(self._conn, self._holdings.worker_id, tuple(self._holdings.executions))
             self._in_doubt = False
         self._holdings.bell.clear()
+        if self._closing.is_set():
+            return  # the bell that has just been silenced was its
         worker_id = self._holdings.worker_id
         empty_handed = not self._holdings.executions
         capacity = self._capacity()

@@ -7,7 +7,6 @@ import threading
 from uuid import UUID
 
 from pgworkflows.backoff import Backoff
-from pgworkflows.database import Unavailable
 from pgworkflows.holdings import Holdings
 from pgworkflows.listener import Listener
 
@@ -42,7 +41,7 @@ class Ear(threading.Thread):
         while not self._closing.is_set():
             try:
                 self._listen(backoff)
-            except Unavailable as error:
+            except Exception as error:  # whatever it is, it must listen again
                 self._listener.close()
                 self._closing.wait(backoff.failed(error))
         self._listener.end()

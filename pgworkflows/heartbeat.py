@@ -9,7 +9,6 @@ import time
 from pgworkflows import claims
 from pgworkflows.backoff import Backoff
 from pgworkflows.claims import WorkerConnection
-from pgworkflows.database import Locked, Refused, Unavailable
 from pgworkflows.holdings import Holdings
 from pgworkflows.peers import PeerWatch
 
@@ -43,7 +42,7 @@ class Heartbeat(threading.Thread):
                 continue
             try:
                 self._beat()
-            except (Unavailable, Refused, Locked) as error:
+            except Exception as error:  # whatever it is, the heart must go on
                 self._watch.interrupt()
                 self._conn.close()
                 pause_s = max(HEARTBEAT_S, backoff.failed(error))

@@ -60,7 +60,7 @@ class Pool:
 
     def close(self, timeout_s: float) -> None:
         """End the threads that are free; those in a step function end with it."""
-        for _ in self._threads:
+        for _ in list(self._threads):
             self._ready.put(None)
         deadline = time.monotonic() + timeout_s
         for thread in list(self._threads):

@@ -10,7 +10,6 @@ from typing import TypeAlias
 
 from pgworkflows.backoff import Backoff
 from pgworkflows.claims import WorkerConnection
-from pgworkflows.database import Unavailable
 from pgworkflows.holdings import Holdings
 from pgworkflows.journal import Answer, Entry, Verdict, write
 from pgworkflows.runner import Execution
@@ -97,7 +96,7 @@ class Scribe(threading.Thread):
                 return
             try:
                 answers = write(self._conn, worker_id, [entry for _, entry in batch])
-            except Unavailable as error:
+            except Exception as error:  # whatever it is, what is in the batch must be written
                 self._give_up.wait(backoff.failed(error))
                 continue
             backoff.succeeded()

@@ -36,11 +36,13 @@ from pgworkflows import (
     StepTimeoutError,
     WorkflowEngine,
     WorkflowNotFoundError,
+    claims,
     current_step,
     workflow,
     workflow_ref,
 )
 from pgworkflows.holdings import Holdings
+from pgworkflows.listener import Listener
 from pgworkflows.runner import Execution
 
 
@@ -248,6 +250,25 @@ class TestStopping:
         finally:
             signal.signal(signal.SIGUSR1, previous)
         assert rows(engine.conninfo, "select id from pgworkflows.workers") == []
+
+    def test_a_stop_just_before_it_looks_is_heard(self, engine: WorkflowEngine) -> None:
+        """Before each look the bell is silenced; it may just have rung for the end."""
+        engine.register_workflow(quick)
+        with working(engine, poll_interval="1 hour") as worker:
+            crew = worker._crew
+            assert crew is not None
+            dispatcher, bell = crew.dispatcher, crew._holdings.bell
+
+            class Bell(threading.Event):
+                def clear(self) -> None:
+                    dispatcher._closing.set()
+                    self.set()
+                    super().clear()
+
+            crew._holdings.bell = Bell()
+            bell.set()
+            dispatcher.join(20)
+            assert not dispatcher.is_alive()
 
     def test_one_worker_runs_once_at_a_time(self, engine: WorkflowEngine) -> None:
         with working(engine) as worker, pytest.raises(RuntimeError, match="running already"):
@@ -932,6 +953,34 @@ class TestTheServerGoesAway:
             key,
         )
         return [pid for (pid,) in found]
+
+
+@pytest.mark.parametrize(
+    ("place", "name"),
+    [(claims, "claim"), (claims, "flush"), (claims, "beat"), (Listener, "wait"), (WorkflowEngine, "declare_through")],
+)
+def test_an_error_that_nobody_expects_is_told_and_ends_no_thread(
+    engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: Any, name: str
+) -> None:
+    honest = getattr(place, name)
+    raised = threading.Event()
+
+    def broken_once(*args: Any, **kwargs: Any) -> Any:
+        if not raised.is_set():
+            raised.set()
+            raise ArithmeticError("nobody expects this")
+        return honest(*args, **kwargs)
+
+    monkeypatch.setattr(place, name, broken_once)
+    engine.register_workflow(quick)
+    with working(engine, threads=1):
+        run = engine.start_workflow(quick, 1)
+        assert raised.wait(20)
+        assert engine.wait_for_run(run.id, timeout=20).output == 1
+        await_heartbeats(engine.conninfo)
+        assert {thread.name for thread in threading.enumerate()} >= THREADS - {"pgworkflows-worker"}
+    assert "nobody expects this" in caplog.text
+    assert "Traceback" in caplog.text
 
 
 class TestHeartbeats:
