@@ -213,15 +213,18 @@ class _Crew:
         self._ear.close()
 
     def _unregister(self) -> None:
-        """Give back what is still in hand, without blame, and sign off."""
-        try:
-            if self._holdings.registered:
-                claims.release_unheld(self._claims, self._holdings.worker_id, ())
-                claims.unregister_worker(self._claims, self._holdings.worker_id)
-        except (Unavailable, Refused, Locked) as error:
-            self._logger.warning("pgworkflows: the worker could not sign off: %s", str(error).strip())
-        finally:
-            self._claims.close()
+        """Give back what is still in hand, without blame, and sign off. The session may have broken in the meantime
+        without anybody noticing: once more, on a new one."""
+        for last in (False, True):
+            try:
+                if self._holdings.registered:
+                    claims.release_unheld(self._claims, self._holdings.worker_id, ())
+                    claims.unregister_worker(self._claims, self._holdings.worker_id)
+                break
+            except (Unavailable, Refused, Locked) as error:
+                if last:
+                    self._logger.warning("pgworkflows: the worker could not sign off: %s", str(error).strip())
+        self._claims.close()
 
     def _connection(self) -> WorkerConnection:
         return WorkerConnection(self._conninfo, self._schema)

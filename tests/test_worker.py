@@ -879,6 +879,17 @@ class TestTheServerGoesAway:
             other = engine.start_workflow(quick, 1)
             assert engine.wait_for_run(other.id, timeout=20).output == 1
 
+    def test_it_signs_off_although_its_session_was_ended_while_it_slept(self, engine: WorkflowEngine) -> None:
+        engine.register_workflow(quick)
+        with working(engine, poll_interval="1 hour"):
+            claiming = "select pid from pg_stat_activity where query ~ 'pgworkflows.?[.](claim|sleep)' and state = 'idle'"
+            until(lambda: rows(engine.conninfo, "select queue from pgworkflows.sleepers"), "it sleeps")
+            [(pid,)] = until(
+                lambda: rows(engine.conninfo, claiming + " and datname = current_database()"), "its session is idle"
+            )
+            value(engine.conninfo, "select pg_terminate_backend(%s)", pid)
+        assert rows(engine.conninfo, "select id from pgworkflows.workers") == []
+
     def test_it_takes_its_lock_again_although_its_former_session_lingers(
         self, engine: WorkflowEngine, caplog: pytest.LogCaptureFixture
     ) -> None:
