@@ -764,6 +764,10 @@ set search_path = pg_catalog, pg_temp
 as $function$
 begin
     -- jsonb is more strict than json: what it refuses could not be read in SQL. Python reads 500 levels at any time.
+    if length(payload) > 67108864 then
+        raise exception '% must have at most 67108864 characters; this one has %', what, length(payload)
+            using errcode = 'invalid_parameter_value';
+    end if;
     if jsonb_path_exists(payload::jsonb, '$.**{501}') then
         raise exception '% must not be nested more than 500 levels deep', what
             using errcode = 'invalid_parameter_value';

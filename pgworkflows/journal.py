@@ -14,6 +14,7 @@ from pgworkflows import claims
 from pgworkflows.claims import WorkerConnection
 from pgworkflows.database import Locked, Refused
 from pgworkflows.history import ErrorInfo, StepStatus
+from pgworkflows.limits import MAX_JSON_LENGTH
 from pgworkflows.replay import EventTaken, StepWrite
 
 
@@ -62,19 +63,33 @@ def write(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> 
     """Write entries, at most one for each run, and answer for each.
 
     One bad entry does not spoil the others: on an error in the data, or a row lock that does not come free, the batch
-    is halved until the culprit stands alone. Raises Unavailable: send the whole batch again, for a step that is
-    completed is not written twice.
+    is halved until the culprit stands alone; so is a batch that is too large for one statement. Raises Unavailable:
+    send the whole batch again, for a step that is completed is not written twice.
     """
+    if len(entries) > 1 and sum(map(_length, entries)) > MAX_JSON_LENGTH:
+        return _write_halves(conn, worker_id, entries)
     try:
         told = {answer["run_id"]: answer for answer in _send(conn, worker_id, entries)}
     except (Refused, Locked) as error:
         if len(entries) == 1:
             return [Answer(Verdict.LOCKED if isinstance(error, Locked) else Verdict.REFUSED, reason=str(error))]
-        middle = len(entries) // 2
-        return write(conn, worker_id, entries[:middle]) + write(conn, worker_id, entries[middle:])
+        return _write_halves(conn, worker_id, entries)
     if not told:
         return [WRITTEN] * len(entries)
     return [_answer(told.get(entry.run_id)) for entry in entries]
+
+
+def _write_halves(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> list[Answer]:
+    middle = len(entries) // 2
+    return write(conn, worker_id, entries[:middle]) + write(conn, worker_id, entries[middle:])
+
+
+def _length(entry: Entry) -> int:
+    """How many characters of results an entry holds."""
+    length = len(entry.output or "")
+    for step in entry.steps:
+        length += len(step.output or "")
+    return length
 
 
 def without_results(entry: Entry, reason: str) -> Entry:

@@ -24,6 +24,7 @@ from pydantic import BaseModel
 from pydantic_core import to_jsonable_python
 
 from pgworkflows.errors import SerializationError
+from pgworkflows.limits import MAX_JSON_LENGTH
 
 _ATOMS = frozenset({type(None), bool, int, str, bytes, date, datetime, time, timedelta, Decimal, UUID})
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
@@ -97,11 +98,15 @@ def _text_of(value: Any) -> str:
         text = _write(value)
     except TypeError:  # a dict key that is no JSON key, a UUID for instance
         text = _write(_for_json(value))
-    return text if text.isascii() and "\\u0000" not in text else _storable(text)
+    if text.isascii() and "\\u0000" not in text and len(text) <= MAX_JSON_LENGTH:
+        return text
+    return _storable(text)
 
 
 def _storable(text: str) -> str:
-    """`text`, unless PostgreSQL refuses what is in its strings."""
+    """`text`, unless PostgreSQL refuses its length or what is in its strings."""
+    if len(text) > MAX_JSON_LENGTH:
+        raise _UnstorableError(f"{len(text):,} characters of JSON, and at most {MAX_JSON_LENGTH:,} can be stored")
     if "\\u0000" in text and _NUL.search(text):
         raise _UnstorableError("a NUL character, which PostgreSQL cannot keep")
     if not text.isascii():

@@ -8,6 +8,8 @@ from types import MappingProxyType
 MAX_IDENTIFIER_LENGTH = 256
 MAX_PRIORITY = 1000
 MAX_RETRIES = 1_000_000
+MAX_JSON_LENGTH = 64 * 1024 * 1024
+"""In characters: PostgreSQL takes a statement of up to 1 GB, in which a payload is quoted and may stand twice."""
 PRIORITIES: Mapping[str, int] = MappingProxyType({"high": 100, "normal": 0, "low": -100})
 
 
