@@ -321,9 +321,16 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert not anchor or anchor in headings(file), target
 
 
-def test_every_page_is_linked_from_the_readme_or_the_decisions() -> None:
+def test_every_page_is_linked_from_where_one_begins() -> None:
     linked = set(re.findall(r"\]\(([^)\s#]+)", README.read_text()))
     assert {page_id(page) for page in DOCS.glob("*.md")} <= linked
+    decisions = DOCS / "decisions" / "README.md"
+    titles = {
+        (f"# {title}", target)
+        for title, target in re.findall(r"^- \[(.+)\]\((.+)\)$", decisions.read_text(), re.MULTILINE)
+    }
+    pages = set(decisions.parent.glob("*.md")) - {decisions}
+    assert titles == {(page.read_text().split("\n")[0], page.name) for page in pages}
 
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
