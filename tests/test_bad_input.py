@@ -9,20 +9,20 @@ import socket
 import subprocess
 import sys
 import traceback
-from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
 from urllib.parse import quote, urlsplit
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import psycopg
 import pytest
 import tenacity
 from pydantic import BaseModel, field_serializer
 from waiting import until
-from working import rows, value, working
+from working import HandWorker, rows, value, working
 
 from pgworkflows import (
     ConfigurationError,
@@ -41,11 +41,14 @@ from pgworkflows import (
     WorkflowNotFoundError,
     WorkflowRunNotFoundError,
     current_step,
+    journal,
     workflow,
     workflow_ref,
 )
+from pgworkflows.claims import WorkerConnection
 from pgworkflows.embedded.account import account_for
 from pgworkflows.embedded.binaries import find_binaries, runnable_by
+from pgworkflows.journal import Entry, Verdict
 from pgworkflows.migrate import migrations, plan
 
 
@@ -83,6 +86,7 @@ def written(url: str) -> dict[str, int]:
 
 # --- arguments
 
+LARGE = 100_000
 UNSTORABLE: dict[str, Callable[[], Any]] = {
     "NaN": lambda: float("nan"),
     "infinity": lambda: [1, {"a": -float("inf")}],
@@ -101,11 +105,18 @@ UNSTORABLE: dict[str, Callable[[], Any]] = {
     "a circle": lambda: circle(),
     "a deep nest": lambda: nest(100_000),
     "a number of 5000 digits": lambda: 10**5000,
+    "too many characters": lambda: ["x" * LARGE],
     "bytes that are no text": lambda: b"\xff\xfe",
     "keys that are the same in JSON": lambda: {1: "a", "1": "b"},
     "a key that is no JSON key": lambda: {(1, 2): "a", object(): "b"},
     "a serializer that fails": lambda: Unwilling(name="a"),
 }
+
+
+@pytest.fixture
+def small_payloads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Payloads may be large, but not as large as they are otherwise."""
+    monkeypatch.setattr("pgworkflows.jsontext.MAX_JSON_LENGTH", LARGE)
 
 
 def circle() -> list[Any]:
@@ -137,6 +148,7 @@ def refused_by(call: Callable[[], object], kind: type[BaseException]) -> str:
     return str(e.value)
 
 
+@pytest.mark.usefixtures("small_payloads")
 def test_what_cannot_be_stored_is_refused_before_anything_is_written(engine: WorkflowEngine, database_url: str) -> None:
     run = engine.start_workflow(alone)
     before = written(database_url)
@@ -563,6 +575,7 @@ YIELDED: dict[str, tuple[Callable[[Step], Any], str]] = {
 }
 
 
+@pytest.mark.usefixtures("small_payloads")
 def test_a_worker_survives_every_bad_run(database_url: str) -> None:
     expected: dict[str, str] = {}
     workflows: list[Workflow[Any, Any]] = [alone, sign_up]
@@ -628,6 +641,26 @@ def test_a_result_that_cannot_be_stored_can_be_caught(database_url: str) -> None
         )
         [step] = engine.get_steps(run.id)
         assert (str(step.status), step.output) == ("failed", None)
+
+
+def test_results_that_are_too_large_for_one_statement_are_written_in_several(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgworkflows.journal.MAX_JSON_LENGTH", 1000)
+    sent: list[int] = []
+    send = journal._send
+
+    def counted(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+        sent.append(len(entries))
+        return send(conn, worker_id, entries)
+
+    monkeypatch.setattr("pgworkflows.journal._send", counted)
+    with WorkflowClient(database_url) as client, HandWorker(database_url, ["a"]) as hand:
+        runs = [client.start_workflow("a") for _ in range(8)]
+        ends = [Entry(r.run_id, r.claim_id, r.signal, "complete", output=f'"{"x" * 300}"') for r in hand.claim().runs]
+        assert [answer.verdict for answer in hand.write(*ends)] == [Verdict.WRITTEN] * 8
+        assert {client.get_run(run.id).output for run in runs} == {"x" * 300}
+    assert sent == [2, 2, 2, 2]
 
 
 def test_an_event_that_does_not_fit_its_schema_fails_only_its_step(database_url: str) -> None:

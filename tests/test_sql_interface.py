@@ -252,6 +252,7 @@ OUT_OF_BOUNDS = [
     ("''", "the workflow id must have 1 to 256 characters; this one has 0"),
     ("repeat('x', 257)", "the workflow id must have 1 to 256 characters; this one has 257"),
     ("'a', resource_id => ''", "the resource_id must have 1 to 256"),
+    ("'a', repeat('1', 67108865)", "the input must have at most 67108864 characters; this one has 67108865"),
     ("'a', idempotency_key => repeat('x', 257)", "the idempotency_key must have 1 to 256"),
     ("'a', queue => ''", "the queue must have 1 to 256"),
     (
