@@ -107,6 +107,14 @@ class Slow:
 
 
 @pytest.fixture(scope="module", autouse=True)
+def _begun_at_once(request: pytest.FixtureRequest) -> None:
+    """The slow things begin with the first test here, if any test of theirs was chosen."""
+    chosen = [item for item in request.session.items if item.path == Path(__file__)]
+    if any("slow" in getattr(item, "fixturenames", ()) for item in chosen):
+        request.getfixturevalue("slow")
+
+
+@pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory, databases: Databases, migrated_template: str) -> Iterator[Slow]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgw-test-")))
