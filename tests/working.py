@@ -41,17 +41,20 @@ def value(url: str, query: str, *params: object) -> Any:
 
 def make_due(url: str) -> None:
     """Let the time come of every wait, retry and delayed start."""
-    rows(url, "update pgworkflows.queue set wake_at = now() where wake_at is not null")
     rows(
         url,
+        "with due as (update pgworkflows.queue set wake_at = now() where wake_at is not null) "
         "update pgworkflows.steps set wake_at = now() where status in ('waiting', 'retrying') and wake_at is not null",
     )
 
 
 def run_out_of_time(url: str) -> None:
     """Let the timeout come of every run that has one."""
-    rows(url, "update pgworkflows.queue set timeout_at = now() where timeout_at is not null")
-    rows(url, "update pgworkflows.runs set timeout_at = now() where timeout_at is not null")
+    rows(
+        url,
+        "with late as (update pgworkflows.queue set timeout_at = now() where timeout_at is not null) "
+        "update pgworkflows.runs set timeout_at = now() where timeout_at is not null",
+    )
 
 
 def await_heartbeats(url: str, number: int = 1) -> None:
