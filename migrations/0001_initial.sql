@@ -1077,19 +1077,21 @@ declare
 begin
     -- Runs out of time, in whatever unfinished status. A claimed one is deleted by its worker's next write.
     if exists (select from pgworkflows.queue as q where q.timeout_at <= now()) then
-        with due as (
+        select array_agg(due.run_id) into late
+        from (
             select q.run_id from pgworkflows.queue as q
             where q.timeout_at <= now()
             order by q.timeout_at
             limit 1000
             for no key update skip locked
-        ), told as (
+        ) as due;
+        -- A second statement sees the rows as they were locked. In the first one's snapshot a row may have had another
+        -- status: its run would have failed while its row went on.
+        with told as (
             update pgworkflows.queue as q set control = 'cancel', timeout_at = null
-            from due where q.run_id = due.run_id and q.status = 'running'
-        ), gone as (
-            delete from pgworkflows.queue as q using due where q.run_id = due.run_id and q.status <> 'running'
+            where q.run_id = any (late) and q.status = 'running'
         )
-        select array_agg(due.run_id) into late from due;
+        delete from pgworkflows.queue as q where q.run_id = any (late) and q.status <> 'running';
         update pgworkflows.runs as r
         set status = 'failed',
             error = json_build_object(
@@ -1665,12 +1667,20 @@ set jit = off
 as $function$
 #variable_conflict use_column
 declare
+    dead uuid[];
     orphans uuid[];
 begin
+    -- A worker's id is never used again: who is dead stays dead. "not exists" must not be asked while locking, for a row
+    -- that another worker has taken over and claimed since would pass it once more.
+    select array_agg(distinct q.worker_id) into dead
+    from pgworkflows.queue as q
+    where q.worker_id is not null and not exists (select from pgworkflows.workers as w where w.id = q.worker_id);
+    if dead is null then
+        return 0;
+    end if;
     with orphan as (
         select q.run_id from pgworkflows.queue as q
-        where q.worker_id is not null
-            and not exists (select from pgworkflows.workers as w where w.id = q.worker_id)
+        where q.worker_id = any (dead)
         for no key update of q skip locked
     )
     select array_agg(orphan.run_id) into orphans from orphan;

@@ -1,0 +1,140 @@
+"""Races: what happens between two moments of a statement, a worker or a connection, each interleaving by hand.
+
+A statement of ours is made to stand still after its snapshot was taken and before it locks its rows: what commits
+meanwhile it meets in its locks, but not in its snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from threading import Thread
+from typing import Any
+
+import psycopg
+import pytest
+from waiting import until
+from working import HandWorker, rows, value
+
+from pgworkflows import RunStatus, WorkflowClient
+from pgworkflows.decisions import StepWrite
+from pgworkflows.history import StepStatus
+from pgworkflows.journal import Answer, Entry, Verdict
+
+WRITTEN = Answer(Verdict.WRITTEN)
+KEY = 4711
+
+
+@pytest.fixture
+def client(database_url: str) -> Iterator[WorkflowClient]:
+    with WorkflowClient(database_url) as client:
+        yield client
+
+
+@pytest.fixture
+def first(database_url: str) -> Iterator[HandWorker]:
+    with HandWorker(database_url, ["plan"]) as worker:
+        yield worker
+
+
+@pytest.fixture
+def second(database_url: str) -> Iterator[HandWorker]:
+    with HandWorker(database_url, ["plan"]) as worker:
+        yield worker
+
+
+class Slowed:
+    """A call of one of our SQL functions that stands still at `condition`, a condition of one of its statements, from
+    `begin` to `end`."""
+
+    def __init__(self, url: str, function: str, condition: str) -> None:
+        self._url = url
+        source = value(url, "select pg_get_functiondef(%s::regproc)", f"pgworkflows.{function}")
+        assert source.count(condition) == 1, f"{function} has no such condition any more"
+        copied = source.replace(f"FUNCTION pgworkflows.{function}(", f"FUNCTION public.{function}(")
+        with psycopg.connect(url, autocommit=True) as conn:
+            conn.execute(
+                "create function public.stands_still() returns boolean language plpgsql volatile as "
+                f"'begin perform pg_advisory_xact_lock_shared({KEY}); return true; end'"
+            )
+            conn.execute(copied.replace(condition, f"{condition} and public.stands_still()").encode())
+        self._gate = psycopg.connect(url, autocommit=True)
+        self._answers: list[Any] = []
+
+    def begin(self, query: str, *params: object) -> None:
+        """Call it, and wait until it stands still."""
+        self._gate.execute("select pg_advisory_lock(%s)", [KEY])
+        self._thread = Thread(target=lambda: self._answers.append(value(self._url, query, *params)))
+        self._thread.start()
+        waits = "select exists (select from pg_locks where locktype = 'advisory' and objid = %s and not granted)"
+        until(lambda: value(self._url, waits, KEY), "it stands still")
+
+    def end(self) -> Any:
+        """Let it go on: its answer."""
+        self._gate.close()
+        self._thread.join(20)
+        [answer] = self._answers
+        return answer
+
+
+def outcome(run_id: str, claim_id: int, action: str = "checkpoint") -> Entry:
+    """What a worker writes after a step: its result and what becomes of the run."""
+    step = StepWrite(0, "a", "run", StepStatus.COMPLETED, "1", attempts=1)
+    return Entry(run_id, claim_id, 0, action, (step,), step_id="a", output="1" if action == "complete" else None)
+
+
+class TestATakeOver:
+    def test_takes_nothing_from_a_worker_that_took_the_same_run_over_a_moment_before(
+        self, client: WorkflowClient, first: HandWorker, second: HandWorker, database_url: str
+    ) -> None:
+        """Both notice the death. The slower one saw the dead worker's row; the faster one has claimed it since."""
+        client.start_workflow("plan")
+        first.claim_one()
+        first.die()
+        slower = Slowed(database_url, "take_over", "where q.worker_id = any (dead)")
+        slower.begin("select public.take_over()")
+        assert second.take_over() == 1
+        run = second.claim_one()
+        assert slower.end() == 0
+        assert rows(database_url, "select worker_id, interruptions from pgworkflows.queue") == [(second.id, 1)]
+        assert second.write(outcome(run.run_id, run.claim_id)) == [WRITTEN]
+
+
+class TestATimeoutOfARun:
+    """`wake_due` sees the run's queue row as it was, and locks it as it is now."""
+
+    DUE = "\n            where q.timeout_at <= now()"
+
+    def test_tells_the_worker_that_has_just_claimed_the_run(
+        self, client: WorkflowClient, first: HandWorker, database_url: str
+    ) -> None:
+        run = client.start_workflow("plan")
+        with psycopg.connect(database_url) as claimer:
+            claimer.execute("select")  # its now() is before the deadline
+            rows(database_url, "update pgworkflows.queue set timeout_at = clock_timestamp()")
+            late = Slowed(database_url, "wake_due", self.DUE)
+            late.begin("select public.wake_due()")
+            claim = claimer.execute(
+                "select pgworkflows.claim(%s, array['default'], array['plan'], 1, true, false)", [first.id]
+            ).fetchone()
+        assert claim is not None
+        late.end()
+        assert value(database_url, "select control from pgworkflows.queue") == "cancel"
+        [answer] = first.write(outcome(str(run.id), claim[0]["claim_id"], "complete"))
+        assert answer == Answer(Verdict.WRITTEN, "cancel")
+        assert client.get_run(run.id).status is RunStatus.FAILED
+
+    def test_leaves_no_row_of_a_run_that_has_just_begun_to_wait(
+        self, client: WorkflowClient, first: HandWorker, database_url: str
+    ) -> None:
+        client.start_workflow("plan")
+        run = first.claim_one()
+        rows(database_url, "update pgworkflows.queue set timeout_at = clock_timestamp()")
+        late = Slowed(database_url, "wake_due", self.DUE)
+        late.begin("select public.wake_due()")
+        wait = StepWrite(0, "go", "wait_for", StepStatus.WAITING, event_name="go")
+        entry = Entry(run.run_id, run.claim_id, 0, "suspend", (wait,), step_id="go", wait_kind="event", wait_event="go")
+        assert first.write(entry) == [WRITTEN]
+        late.end()
+        assert client.get_run(run.run_id).status is RunStatus.FAILED
+        assert rows(database_url, "select * from pgworkflows.queue") == []
+        assert client.retry_workflow(run.run_id).status is RunStatus.PENDING
