@@ -24,7 +24,8 @@ class PeerWatch:
     A worker with a lock is dead when the lock is free and no heartbeat came for `SILENCE_S` of uninterrupted watching
     (its process is gone), or when no heartbeat came for its whole lease (its host is gone, or it stands still). A
     pause of the whole server, or of this process, is an interruption, and begins the watch anew. A worker without a
-    lock is dead when its lease has run out by the database's clock.
+    lock is dead when its lease has run out by the database's clock; when the server comes back after a pause, that is
+    so for everybody, hence it must have been silent for `SILENCE_S` too.
     """
 
     def __init__(self) -> None:
@@ -56,7 +57,7 @@ class PeerWatch:
 
     def _is_dead(self, peer: Peer, seen: _Seen, now_s: float) -> bool:
         if not peer.has_lock:
-            return peer.lapsed
+            return peer.lapsed and now_s - seen.since >= SILENCE_S
         if seen.unlocked_since is not None and now_s - seen.unlocked_since >= SILENCE_S:
             return True
         return now_s - seen.since >= peer.lease_s
