@@ -71,8 +71,9 @@ class WorkflowEngine(WorkflowClient):
         self._worker = self._thread = None
         if worker is not None and thread is not None:
             worker.stop()
-            if thread is not threading.current_thread():
-                thread.join(1.0)
+            # A worker that is just starting has not been waited for. A step cannot wait for its own worker.
+            if not threading.current_thread().name.startswith("pgworkflows-"):
+                thread.join()
 
     def close(self) -> None:
         """Stop the worker and close the connections."""
