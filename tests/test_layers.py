@@ -49,6 +49,7 @@ FLOORS: Mapping[str, set[str]] = {
         "holdings",
         "pool",
         "scribe",
+        "crew",
         "worker",
     },
     "5 edges": {"cli", "contrib", "otel", "testing", "ui"},

@@ -1,0 +1,201 @@
+"""The threads of a worker, and what passes between them."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from pgworkflows import claims
+from pgworkflows.alarms import Alarms
+from pgworkflows.claims import ClaimedRun, WorkerConnection
+from pgworkflows.database import Locked, Refused, Unavailable
+from pgworkflows.definition import Workflow
+from pgworkflows.dispatcher import Dispatcher, Lanes
+from pgworkflows.ear import Ear
+from pgworkflows.heartbeat import Heartbeat
+from pgworkflows.holdings import Holdings
+from pgworkflows.journal import Answer, Entry, Verdict, without_results
+from pgworkflows.listener import Listener
+from pgworkflows.pool import Pool, ThreadLost
+from pgworkflows.replay import error_info
+from pgworkflows.runner import Call, Execution
+from pgworkflows.scribe import Scribe
+
+if TYPE_CHECKING:
+    from pgworkflows.engine import WorkflowEngine
+
+
+class Crew:
+    """The threads of one time of running, and what passes between them."""
+
+    def __init__(
+        self,
+        engine: WorkflowEngine,
+        lanes: Callable[[], Lanes],
+        threads: int,
+        max_runs: int,
+        lease: timedelta,
+        poll_interval_s: float,
+    ) -> None:
+        self._logger: logging.Logger = engine.logger
+        self._conninfo = engine.conninfo
+        self._schema = engine.schema
+        self._closing = threading.Event()
+        name = "pgworkflows"
+        self._holdings = Holdings()
+        self._pool = Pool(threads, self._work, name)
+        self._alarms = Alarms(name)
+        self._ear = Ear(Listener(self._conninfo, self._schema), self._holdings, self._logger, name)
+        self._heartbeat = Heartbeat(self._connection(), self._holdings, self._logger, name)
+        self._scribe = Scribe(self._connection(), self._holdings, self._answered, self._logger, name)
+        self._claims = self._connection()
+        self.dispatcher = Dispatcher(
+            self._claims,
+            self._holdings,
+            self._pool,
+            lanes=lanes,
+            declare=engine.declare_through,
+            accept=self._accept,
+            wait_for_lock=self._ear.wait_for_lock,
+            max_runs=max_runs,
+            lease=lease,
+            poll_interval_s=poll_interval_s,
+            logger=self._logger,
+            name=name,
+        )
+
+    def start(self) -> None:
+        self._ear.start()
+        self._heartbeat.start()
+        self._scribe.start()
+        self._alarms.start()
+        self._pool.start()
+        self.dispatcher.start()
+
+    def owns_this_thread(self) -> bool:
+        return threading.current_thread().name.startswith("pgworkflows-step")
+
+    def finish(self, grace_s: float, hurry: threading.Event) -> None:
+        """Claim no more, let the steps in flight end, write everything, and give back what is left."""
+        self._closing.set()
+        self.dispatcher.close()
+        deadline = time.monotonic() + grace_s
+        while self._holdings.executions and time.monotonic() < deadline and not hurry.is_set():
+            self._holdings.bell.wait(0.05)
+            self._holdings.bell.clear()
+        for execution in list(self._holdings.executions.values()):
+            execution.let_go()
+        self._pool.close(0.2)
+        self._scribe.close(max(5.0, deadline - time.monotonic()))
+        self._heartbeat.close()
+        self._alarms.close()
+        self._unregister()
+        self._ear.close()
+
+    def _unregister(self) -> None:
+        """Give back what is still in hand, without blame, and sign off. The session may have broken in the meantime
+        without anybody noticing: once more, on a new one."""
+        for last in (False, True):
+            try:
+                if self._holdings.registered:
+                    claims.release_unheld(self._claims, self._holdings.worker_id, ())
+                    claims.unregister_worker(self._claims, self._holdings.worker_id)
+                break
+            except (Unavailable, Refused, Locked) as error:
+                if last:
+                    self._logger.warning("pgworkflows: the worker could not sign off: %s", str(error).strip())
+        self._claims.close()
+
+    def _connection(self) -> WorkerConnection:
+        return WorkerConnection(self._conninfo, self._schema)
+
+    def _accept(self, run: ClaimedRun, workflow: Workflow[Any, Any], worker_id: UUID) -> None:
+        execution = Execution(run, workflow, self._logger)
+        if self._holdings.add(execution, worker_id):
+            self._pool.put(execution)
+
+    def _work(self, execution: Execution) -> None:
+        """In a thread of the pool: take a run to the next thing that has to be stored, and hand that to the scribe."""
+        while not execution.dropped:
+            call = execution.next_call()
+            if call is not None and (self._closing.is_set() or execution.control is not None):
+                self._scribe.submit(execution, execution.release_entry())
+                return
+            if call is None or call.timeout_s is None:
+                entry = self._next_entry(execution, call)
+            else:
+                alarm = self._alarms.set(call.timeout_s, partial(self._expire, execution, call))
+                try:
+                    entry = self._next_entry(execution, call)
+                finally:
+                    alarm.cancel()
+            if entry is None:
+                return
+            if entry.action != "checkpoint" or entry.steps or entry.events:
+                self._scribe.submit(execution, entry)
+                return
+        execution.close()
+
+    def _next_entry(self, execution: Execution, call: Call | None) -> Entry | None:
+        try:
+            entry = execution.work(call)
+        except Exception as error:
+            # Nothing a handler or a step does ends up here: a strategy of the user's raised, or we are wrong.
+            self._logger.exception("pgworkflows: run %s could not be advanced", execution.run.run_id)
+            return execution.failure_entry(error_info(error))
+        if entry is None and self._pool.has_too_many():
+            raise ThreadLost
+        return entry
+
+    def _expire(self, execution: Execution, call: Call) -> None:
+        """In the alarms' thread: a call's time is up. Another thread goes on with the run."""
+        if not execution.dropped and execution.expire(call):
+            if not self._pool.replace_one():
+                self._logger.error("pgworkflows: too many steps hang past their timeout; a thread is lost to each")
+            self._pool.put(execution)
+
+    def _answered(self, execution: Execution, entry: Entry, answer: Answer) -> None:
+        """In the scribe's thread: what became of an entry."""
+        match answer.verdict:
+            case Verdict.STALE:
+                self._logger.warning(
+                    "pgworkflows: run %s was taken over; what this worker did since its last checkpoint is dropped",
+                    execution.run.run_id,
+                )
+                self._holdings.remove(execution)
+                execution.close()
+            case Verdict.REFUSED if entry.action == "fail" and not entry.steps:
+                self._logger.error("pgworkflows: run %s cannot be ended: %s", execution.run.run_id, answer.reason)
+                self._scribe.submit(execution, execution.release_entry())
+            case Verdict.REFUSED:
+                self._scribe.submit(execution, without_results(entry, answer.reason))
+            case _ if entry.action == "checkpoint" and answer.control is None:
+                if execution.suspect:
+                    execution.suspect = False
+                    self._holdings.bell.set()
+                self._pool.put(execution)
+            case _:
+                self._report(execution, entry)
+                self._holdings.remove(execution)
+                execution.close()
+
+    def _report(self, execution: Execution, entry: Entry) -> None:
+        """Say what somebody may have to look at: names only, for a message may hold what is nobody's business."""
+        error = entry.error or next((row.error for row in entry.steps if row.error is not None), None)
+        if error is None or entry.action not in ("fail", "retry", "suspend"):
+            return
+        self._logger.log(
+            logging.WARNING if entry.action == "fail" else logging.INFO,
+            "pgworkflows: run %s of workflow %s %s: %s in step %s",
+            execution.run.run_id,
+            execution.run.workflow_id,
+            "failed" if entry.action == "fail" else "is tried again later",
+            error.type,
+            entry.step_id,
+        )
