@@ -81,14 +81,17 @@ class Crew:
     def owns_this_thread(self) -> bool:
         return threading.current_thread().name.startswith("pgworkflows-step")
 
-    def finish(self, grace_s: float, hurry: threading.Event) -> None:
-        """Claim no more, let the steps in flight end, write everything, and give back what is left."""
+    def finish(self, grace_s: float, hurried: Callable[[], bool]) -> None:
+        """Claim no more, let the steps in flight end, write everything, and give back what is left; at once when
+        `hurried` says so."""
         self._closing.set()
         self.dispatcher.close()
         deadline = time.monotonic() + grace_s
-        while self._holdings.executions and time.monotonic() < deadline and not hurry.is_set():
+        while self._holdings.executions and time.monotonic() < deadline and not hurried():
             self._holdings.bell.wait(0.05)
             self._holdings.bell.clear()
+        if hurried():
+            deadline = time.monotonic()
         for execution in list(self._holdings.executions.values()):
             execution.let_go()
         self._pool.close(0.2)

@@ -7,7 +7,9 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import timedelta
+from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 DEFAULT_THREADS = 16
 DEFAULT_MAX_RUNS = 256
+SIGNALS_EVERY_S = 0.25
 
 
 class Worker:
@@ -53,8 +56,7 @@ class Worker:
         self._poll_interval_s = parse_positive_duration(poll_interval, "poll_interval").total_seconds()
         self._grace_s = parse_duration(grace, "grace").total_seconds()
         self._logger: logging.Logger = engine.logger
-        self._stop = threading.Event()
-        self._hurry = threading.Event()
+        self._wishes = _Wishes()
         self._finished = threading.Event()
         self._running = threading.Lock()
         self._crew: Crew | None = None
@@ -64,7 +66,7 @@ class Worker:
         """Work until `stop` is called; in the main thread also until SIGTERM or SIGINT, which end it gracefully. A
         second signal ends it at once. Applies pending migrations first; raises ConfigurationError."""
         with _Signals(self._on_signal):
-            self._run(self._stop.wait)
+            self._run(self._wishes.wait_for_stop)
 
     def run_until_idle(self, timeout: Duration | None = None) -> None:
         """Work until no run is ready and none is in hand. Runs that wait for an event or a later time are not ready.
@@ -78,7 +80,7 @@ class Worker:
             nonlocal late
             assert self._crew is not None
             deadline = None if limit_s is None else time.monotonic() + limit_s
-            while not self._stop.is_set() and not self._crew.dispatcher.idle.wait(0.05):
+            while not self._wishes.stop and not self._crew.dispatcher.idle.wait(0.05):
                 if deadline is not None and time.monotonic() > deadline:
                     late = True
                     return
@@ -90,15 +92,15 @@ class Worker:
     def stop(self) -> None:
         """End `run_forever` gracefully and wait for that. Idempotent; from within a step, or a signal handler, it does
         not wait."""
-        self._stop.set()
+        self._wishes.ask_to_stop()
         crew = self._crew
         if crew is not None and not crew.owns_this_thread() and threading.get_ident() != self._runs_in:
             self._finished.wait()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
-        if self._stop.is_set():
-            self._hurry.set()
-        self._stop.set()
+        if self._wishes.stop:
+            self._wishes.hurry = True
+        self._wishes.ask_to_stop()
 
     def _run(self, wait: Callable[[], object]) -> None:
         if not self._running.acquire(blocking=False):
@@ -114,11 +116,10 @@ class Worker:
             try:
                 wait()
             finally:
-                self._crew.finish(0.0 if self._hurry.is_set() else self._grace_s, self._hurry)
+                self._crew.finish(self._grace_s, lambda: self._wishes.hurry)
         finally:
             self._crew = self._runs_in = None
-            self._stop.clear()
-            self._hurry.clear()
+            self._wishes = _Wishes()
             self._finished.set()
             self._running.release()
 
@@ -128,6 +129,25 @@ class Worker:
             return Lanes(self._queues, workflows)
         named = {"default"} | {workflow.queue for workflow in workflows.values()}
         return Lanes(tuple(sorted(named)), workflows)
+
+
+class _Wishes:
+    """What a worker is asked for. Takes no lock: a signal handler asks, and another may interrupt it."""
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.hurry = False
+        self._asked: SimpleQueue[None] = SimpleQueue()
+
+    def ask_to_stop(self) -> None:
+        self.stop = True
+        self._asked.put(None)
+
+    def wait_for_stop(self) -> None:
+        # Now and then awake: a signal that comes just before the wait begins, or in another thread, does not end it.
+        while not self.stop:
+            with suppress(Empty):
+                self._asked.get(timeout=SIGNALS_EVERY_S)
 
 
 def _checked_queues(queues: Iterable[str]) -> tuple[str, ...]:

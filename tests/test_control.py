@@ -275,7 +275,7 @@ class TestPause:
             stopper = threading.Thread(target=worker.stop)
             stopper.start()
             until(
-                lambda: worker._stop.is_set(), "the worker is told to stop"
+                lambda: worker._wishes.stop, "the worker is told to stop"
             )  # or the step would be followed by the next
             scene.door.set()
             stopper.join(20)

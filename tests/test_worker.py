@@ -165,7 +165,7 @@ class TestStopping:
             assert door.inside.wait(20)
             stopping = threading.Thread(target=worker.stop)
             stopping.start()
-            until(lambda: worker._stop.is_set(), "it is told to stop")
+            until(lambda: worker._wishes.stop, "it is told to stop")
             assert stopping.is_alive()
             door.open.set()
             stopping.join(20)
@@ -882,7 +882,9 @@ class TestTheServerGoesAway:
     def test_it_signs_off_although_its_session_was_ended_while_it_slept(self, engine: WorkflowEngine) -> None:
         engine.register_workflow(quick)
         with working(engine, poll_interval="1 hour"):
-            claiming = "select pid from pg_stat_activity where query ~ 'pgworkflows.?[.](claim|sleep)' and state = 'idle'"
+            claiming = (
+                "select pid from pg_stat_activity where query ~ 'pgworkflows.?[.](claim|sleep)' and state = 'idle'"
+            )
             until(lambda: rows(engine.conninfo, "select queue from pgworkflows.sleepers"), "it sleeps")
             [(pid,)] = until(
                 lambda: rows(engine.conninfo, claiming + " and datname = current_database()"), "its session is idle"
