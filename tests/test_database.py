@@ -136,7 +136,7 @@ def test_connections_that_a_restart_has_broken_are_replaced_before_use(own_serve
         until(lambda: connections(own_server.url) == [], "the connections are gone")
         asked = time.monotonic()
         assert client.get_run(runs[0].id) == runs[0]
-        assert time.monotonic() - asked < 1  # however many have broken
+        assert time.monotonic() - asked < 4  # however many have broken
         # Killed in the middle of a call.
         with psycopg.connect(own_server.url) as holder:
             holder.execute("lock table pgworkflows.runs in access exclusive mode")
@@ -200,7 +200,7 @@ def test_broken_connections_of_a_given_pool_are_replaced_before_use(database_url
             value(database_url, "select pg_terminate_backend(%s)", pid)
         asked = time.monotonic()
         assert client.get_run(run.id) == run
-        assert time.monotonic() - asked < 1
+        assert time.monotonic() - asked < 4
 
 
 def test_calls_wait_for_a_server_that_restarts(own_server: EmbeddedPostgres) -> None:

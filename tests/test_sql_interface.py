@@ -415,7 +415,7 @@ def test_a_start_that_commits_later_wakes_a_sleeping_worker(database_url: str, b
         committed = time.monotonic()
         conn.commit()
         until(lambda: engine.get_run(run_id).status == "waiting", "the run is waiting")
-        assert time.monotonic() - committed < 2
+        assert time.monotonic() - committed < 10
         until(lambda: asleep(database_url), "the worker sleeps")
         if by == "sql":
             conn.execute("select pgworkflows.trigger_event(%s, 'confirmed', '5')", [run_id])
@@ -425,7 +425,7 @@ def test_a_start_that_commits_later_wakes_a_sleeping_worker(database_url: str, b
         committed = time.monotonic()
         conn.commit()
         assert engine.wait_for_run(run_id, timeout="20s").output == 5
-        assert time.monotonic() - committed < 2
+        assert time.monotonic() - committed < 10
 
 
 # --- plain SQL on the tables
