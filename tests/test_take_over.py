@@ -16,8 +16,6 @@ from waiting import until
 from working import HandWorker, WorkerProcesses, rows, value, worker_processes, working
 
 from pgworkflows import RunStatus, Step, Steps, WorkflowClient, WorkflowEngine, claims, heartbeat, peers, workflow
-from pgworkflows.claims import Peer
-from pgworkflows.peers import PeerWatch
 
 
 @pytest.fixture
@@ -229,53 +227,6 @@ class TestDeclaringDead:
                     [uuid4()],
                 )
             assert engine.wait_for_run(run.id, timeout=20).output == "done"
-
-
-class TestTheWatchOverPeers:
-    """The rule alone; time is an input."""
-
-    @staticmethod
-    def peer(beats: int = 1, *, locked: bool = False, has_lock: bool = True, lapsed: bool = False) -> Peer:
-        return Peer("somebody", beats, 30.0, has_lock, locked, lapsed)
-
-    @staticmethod
-    def watch(looks: list[tuple[float, Peer]]) -> list[bool]:
-        watch = PeerWatch()
-        return [bool(watch.look([peer], at)) for at, peer in looks]
-
-    def test_silence_and_a_free_lock_for_a_second_and_a_half_is_death(self) -> None:
-        assert self.watch([(at / 2, self.peer()) for at in range(4)]) == [False, False, False, True]
-
-    def test_a_heartbeat_begins_the_silence_anew(self) -> None:
-        looks = [(0, self.peer(1)), (1, self.peer(1)), (1.4, self.peer(2)), (2.8, self.peer(2)), (2.9, self.peer(2))]
-        assert self.watch(looks) == [False, False, False, False, True]
-
-    def test_a_lock_that_was_held_meanwhile_begins_it_anew(self) -> None:
-        looks = [(0, self.peer()), (1, self.peer(locked=True)), (2, self.peer()), (3, self.peer()), (3.5, self.peer())]
-        assert self.watch(looks) == [False, False, False, False, True]
-
-    def test_a_gap_in_the_watch_is_no_silence(self) -> None:
-        # The server, or this process, stood still: the peer may have been held up by the same.
-        looks = [(0, self.peer()), (60, self.peer()), (61, self.peer()), (61.5, self.peer())]
-        assert self.watch(looks) == [False, False, False, True]
-
-    def test_a_new_session_begins_the_watch_anew(self) -> None:
-        watch = PeerWatch()
-        watch.look([self.peer()], 0)
-        watch.look([self.peer()], 1)
-        watch.interrupt()
-        assert watch.look([self.peer()], 1.5) == []
-        assert watch.look([self.peer()], 3) == [self.peer()]
-
-    def test_a_held_lock_protects_for_a_lease_and_no_longer(self) -> None:
-        watch = PeerWatch()
-        died = [at for at in range(40) if watch.look([self.peer(locked=True)], float(at))]
-        assert died[0] == 30
-
-    def test_a_worker_without_a_lock_is_judged_by_the_databases_clock_alone(self) -> None:
-        looks = [(float(at), self.peer(has_lock=False)) for at in range(40)]
-        assert not any(self.watch(looks))
-        assert self.watch([(0, self.peer(has_lock=False, lapsed=True))]) == [True]
 
 
 class TestInterruptions:
