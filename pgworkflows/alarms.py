@@ -63,7 +63,7 @@ class Alarms(threading.Thread):
                 wait_s = self._heap[0][0] - time.monotonic() if self._heap else None
                 if wait_s is not None and wait_s <= 0:
                     return heapq.heappop(self._heap)[2]
-                self._changed.wait(wait_s)
+                self._changed.wait(None if wait_s is None else min(wait_s, threading.TIMEOUT_MAX))
         return None
 
     def _sweep(self) -> None:
