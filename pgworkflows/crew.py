@@ -152,7 +152,8 @@ class Crew:
             # Nothing a handler or a step does ends up here: a strategy of the user's raised, or we are wrong.
             self._logger.exception("pgworkflows: run %s could not be advanced", execution.run.run_id)
             return execution.failure_entry(error_info(error))
-        if entry is None and self._pool.has_too_many():
+        # Without an entry its call was given up: by its timeout, or since the worker closes.
+        if entry is None and not self._closing.is_set() and self._pool.has_too_many():
             raise ThreadLost
         return entry
 

@@ -16,6 +16,7 @@ from uuid import UUID
 from pgworkflows import claims
 from pgworkflows.backoff import Backoff
 from pgworkflows.claims import Claim, ClaimedRun, WorkerConnection
+from pgworkflows.database import Refused
 from pgworkflows.definition import Workflow
 from pgworkflows.holdings import Holdings
 from pgworkflows.pool import Pool
@@ -24,8 +25,10 @@ QUIET_S = 0.03
 """How long nothing must have been ready before the worker announces that it sleeps."""
 FIRST_LOOK_S = 0.001
 LONGEST_LOOK_S = 0.004
-SATURATED_S = 0.05
+PACE_S = 0.05
+"""How much work, by the pace of the last moments, is claimed before there is a thread for it."""
 FULL_S = 0.05
+BRIEFLY_FULL_S = 0.002
 LOCK_PATIENCE_S = 3.0
 HELD_S = 0.02
 RECOUNT_EVERY_S = 10.0
@@ -37,6 +40,32 @@ class Lanes:
 
     queues: tuple[str, ...]
     workflows: Mapping[str, Workflow[Any, Any]]
+
+
+class Pace:
+    """How many executions the threads of a pool come back from within `PACE_S`, as it was of late."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._before = 0
+        self._since = time.monotonic()
+        self._turns = 0
+
+    def expected(self) -> int:
+        """How many it will be, for all that is known."""
+        turns = self._pool.turns - self._turns
+        passed_s = time.monotonic() - self._since
+        if passed_s < PACE_S:
+            return max(self._before, turns)
+        self._before = round(turns * PACE_S / passed_s)
+        self._turns += turns
+        self._since += passed_s
+        return self._before
+
+    @property
+    def turning(self) -> bool:
+        """Whether any came back of late."""
+        return self._before > 0 or self._pool.turns > self._turns
 
 
 class Dispatcher(threading.Thread):
@@ -79,9 +108,12 @@ class Dispatcher(threading.Thread):
         self._closing = threading.Event()
         self._declared: Mapping[str, Workflow[Any, Any]] = {}
         self._announced: tuple[str, ...] = ()
-        self._window = pool.size
+        self._pace = Pace(pool)
+        self._most = max_runs
+        self._due_at = 0.0
         self._look_s = FIRST_LOOK_S
         self._worked_at = 0.0
+        self._announced_at = 0.0
         self._in_doubt = False
         self._recounted_at = time.monotonic()
 
@@ -119,11 +151,15 @@ class Dispatcher(threading.Thread):
             return  # the bell that has just been silenced was its
         worker_id = self._holdings.worker_id
         empty_handed = not self._holdings.executions
-        capacity = self._capacity()
-        if capacity <= 0 or not lanes.workflows:
+        if not lanes.workflows:
             if empty_handed:
                 self.idle.set()
-            self._holdings.bell.wait(FULL_S if capacity <= 0 else self._poll_interval_s)
+            self._holdings.bell.wait(self._poll_interval_s)
+            return
+        capacity = self._capacity()
+        # Also with its hands full it wakes what is due, for nobody else may: timeouts hold for the runs it has, too.
+        if not capacity and time.monotonic() < self._due_at:
+            self._holdings.bell.wait(BRIEFLY_FULL_S if self._pace.turning else FULL_S)
             return
         claim = self._claim(lanes, worker_id, capacity, empty_handed)
         if not claim.alive:
@@ -134,8 +170,8 @@ class Dispatcher(threading.Thread):
         if claim.runs:
             self._worked_at = time.monotonic()
             self._look_s = FIRST_LOOK_S
-            self._window = min(self._max_runs, self._window * 2)
-        else:
+            self._most = min(self._max_runs, self._most * 2)
+        elif capacity:
             if empty_handed and not claim.suspects:
                 self.idle.set()
             self._rest(lanes, claim)
@@ -156,30 +192,33 @@ class Dispatcher(threading.Thread):
         self._holdings.registered = True
 
     def _capacity(self) -> int:
-        """How many more runs to take in hand. Runs that wait for a thread here could be worked on elsewhere: while
-        the threads are busy, none are claimed beyond a few."""
-        waiting = self._pool.waiting
-        if waiting and time.monotonic() - self._pool.last_taken > SATURATED_S:
-            self._window = self._pool.size
+        """How many more runs to take in hand: one for each free thread, and as many as the threads will come to in the
+        next moments. Runs that would wait for a thread any longer could be worked on elsewhere."""
+        if any(execution.suspect for execution in list(self._holdings.executions.values())):
             return 0
-        return min(self._max_runs - len(self._holdings.executions), self._window - waiting)
+        room = self._pool.free + self._pace.expected() - self._pool.waiting
+        return max(0, min(room, self._max_runs - len(self._holdings.executions), self._most))
 
     def _claim(self, lanes: Lanes, worker_id: UUID, capacity: int, empty_handed: bool) -> Claim:
-        alone = any(execution.suspect for execution in list(self._holdings.executions.values()))
-        if alone:
-            return Claim(alive=True)
-        waking = bool(self._announced) and time.monotonic() - self._worked_at < QUIET_S
-        claim = claims.claim(
-            self._conn,
-            worker_id,
-            lanes.queues,
-            tuple(lanes.workflows),
-            capacity,
-            alone=empty_handed,
-            awake=waking,
-        )
+        waking = bool(self._announced) and self._worked_at > self._announced_at
+        try:
+            claim = claims.claim(
+                self._conn,
+                worker_id,
+                lanes.queues,
+                tuple(lanes.workflows),
+                capacity,
+                alone=empty_handed and capacity > 0,
+                awake=waking,
+            )
+        except Refused:
+            # The histories of so many runs may be too long for one answer.
+            self._most = max(1, capacity // 2)
+            raise
         if waking:
             self._announced = ()
+        due_s = self._poll_interval_s if claim.due_in_s is None else max(HELD_S, claim.due_in_s)
+        self._due_at = time.monotonic() + min(self._poll_interval_s, due_s)
         return claim
 
     def _rest(self, lanes: Lanes, claim: Claim) -> None:
@@ -195,6 +234,7 @@ class Dispatcher(threading.Thread):
         elif time.monotonic() - self._worked_at > QUIET_S:
             claims.sleep(self._conn, self._holdings.worker_id, lanes.queues)
             self._announced = lanes.queues
+            self._announced_at = time.monotonic()
             self._look_s = LONGEST_LOOK_S
         else:
             self._holdings.bell.wait(min(self._look_s, due_s))

@@ -20,17 +20,19 @@ class Pool:
 
     def __init__(self, size: int, work: Callable[[Execution], None], name: str) -> None:
         self.size = size
-        self.last_taken = time.monotonic()
         self._work = work
         self._name = name
         self._ready: SimpleQueue[Execution | None] = SimpleQueue()
-        self._threads: set[threading.Thread] = set()
-        self._lost = 0
         self._lock = threading.Lock()
+        self._threads: set[threading.Thread] = set()
+        self._busy = 0
+        self._hanging = 0
+        self._turns = 0
 
     def start(self) -> None:
-        for _ in range(self.size):
-            self._spawn()
+        with self._lock:
+            for _ in range(self.size):
+                self._spawn()
 
     def put(self, execution: Execution) -> None:
         """Queue an execution for the next free thread."""
@@ -41,44 +43,70 @@ class Pool:
         """How many executions wait for a thread."""
         return self._ready.qsize()
 
+    @property
+    def free(self) -> int:
+        """How many threads have nothing to do but to take what waits."""
+        return len(self._threads) - self._busy
+
+    @property
+    def turns(self) -> int:
+        """How often a thread has come back from an execution, since the start."""
+        return self._turns
+
     def replace_one(self) -> bool:
         """Start a thread in the place of one whose call was given up; False when there are too many of those."""
         with self._lock:
-            if self._lost >= self.size:
-                return False
-            self._lost += 1
-        self._spawn()
-        return True
+            self._hanging += 1
+            if len(self._threads) - self._hanging < self.size:
+                if len(self._threads) >= 2 * self.size:
+                    return False
+                self._spawn()
+            return True
 
     def has_too_many(self) -> bool:
-        """Whether the thread of a call that was given up, and has returned now, is one too many and should end."""
+        """Whether this thread, whose call was given up and has returned now, is one too many. If so it has to end."""
         with self._lock:
-            if self._lost == 0:
+            # Below zero for a moment, when it comes back before it was replaced.
+            self._hanging -= 1
+            if len(self._threads) - self._hanging <= self.size:
                 return False
-            self._lost -= 1
+            self._threads.discard(threading.current_thread())
             return True
 
     def close(self, timeout_s: float) -> None:
         """End the threads that are free; those in a step function end with it."""
-        for _ in list(self._threads):
+        with self._lock:
+            threads = list(self._threads)
+        for _ in threads:
             self._ready.put(None)
         deadline = time.monotonic() + timeout_s
-        for thread in list(self._threads):
+        for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
 
     def _spawn(self) -> None:
         thread = threading.Thread(target=self._run, name=f"{self._name}-step", daemon=True)
-        self._threads.add(thread)
         thread.start()
+        self._threads.add(thread)
 
     def _run(self) -> None:
-        while (execution := self._ready.get()) is not None:
-            self.last_taken = time.monotonic()
-            try:
-                self._work(execution)
-            except ThreadLost:
-                break
-        self._threads.discard(threading.current_thread())
+        try:
+            while (execution := self._ready.get()) is not None:
+                self._take(execution)
+        except ThreadLost:
+            pass
+        finally:
+            with self._lock:
+                self._threads.discard(threading.current_thread())
+
+    def _take(self, execution: Execution) -> None:
+        with self._lock:
+            self._busy += 1
+        try:
+            self._work(execution)
+        finally:
+            with self._lock:
+                self._busy -= 1
+                self._turns += 1
 
 
 class ThreadLost(Exception):

@@ -7,15 +7,18 @@ meanwhile it meets in its locks, but not in its snapshot.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import psycopg
 import pytest
 from waiting import until
-from working import HandWorker, rows, value
+from working import HandWorker, make_due, rows, value, working
 
-from pgworkflows import RunStatus, WorkflowClient
+from pgworkflows import RunStatus, Step, Steps, WorkflowClient, WorkflowEngine, claims, workflow
+from pgworkflows.alarms import Alarms
+from pgworkflows.claims import Claim
+from pgworkflows.database import Refused
 from pgworkflows.decisions import StepWrite
 from pgworkflows.history import StepStatus
 from pgworkflows.journal import Answer, Entry, Verdict
@@ -40,6 +43,53 @@ def first(database_url: str) -> Iterator[HandWorker]:
 def second(database_url: str) -> Iterator[HandWorker]:
     with HandWorker(database_url, ["plan"]) as worker:
         yield worker
+
+
+class Desk:
+    """Step functions that stay until they are let go, one by one or all."""
+
+    def __init__(self) -> None:
+        self.inside: list[int] = []
+        self._may_go: dict[int, Event] = {}
+        self._all = Event()
+
+    def stay(self, number: int) -> int:
+        gone = self._may_go.setdefault(number, Event())
+        self.inside.append(number)
+        until(lambda: gone.is_set() or self._all.is_set(), "it may go", within_s=60)
+        return number
+
+    def let_go(self, number: int) -> None:
+        self._may_go.setdefault(number, Event()).set()
+
+    def close(self) -> None:
+        self._all.set()
+
+
+@pytest.fixture
+def desk() -> Iterator[Desk]:
+    desk = Desk()
+    yield desk
+    desk.close()
+
+
+@pytest.fixture
+def engine(database_url: str, desk: Desk) -> Iterator[WorkflowEngine]:
+    @workflow("stay")
+    def stay(step: Step, input: int) -> Steps[int]:
+        return (yield from step.run("stay", desk.stay, input))
+
+    @workflow("hang")
+    def hang(step: Step, input: int) -> Steps[int]:
+        return (yield from step.run("hang", desk.stay, input).timeout(0.1))
+
+    @workflow("nap")
+    def nap(step: Step) -> Steps[None]:
+        yield from step.delay("nap", "1 hour")
+
+    with WorkflowEngine(database_url, workflows=[stay, hang, nap]) as engine:
+        yield engine
+        desk.close()
 
 
 class Slowed:
@@ -138,3 +188,86 @@ class TestATimeoutOfARun:
         assert client.get_run(run.run_id).status is RunStatus.FAILED
         assert rows(database_url, "select * from pgworkflows.queue") == []
         assert client.retry_workflow(run.run_id).status is RunStatus.PENDING
+
+
+class TestAWorkerWithItsHandsFull:
+    def test_leaves_to_others_what_it_has_no_thread_for(
+        self, engine: WorkflowEngine, desk: Desk, database_url: str
+    ) -> None:
+        runs = [engine.start_workflow("stay", number) for number in range(10)]
+        claimed = "select count(*) from pgworkflows.queue where status = 'running' group by worker_id"
+        with working(engine, threads=2), working(engine, threads=2):
+            until(lambda: len(desk.inside) == 4, "both are at work")
+            assert rows(database_url, claimed) == [(2,), (2,)]
+            # For one that is done another is claimed.
+            desk.let_go(desk.inside[0])
+            until(lambda: len(desk.inside) == 5, "the next is begun")
+            desk.close()
+            for run in runs:
+                assert engine.wait_for_run(run.id, timeout=20).status is RunStatus.COMPLETED
+
+    def test_wakes_what_is_due_and_fails_the_runs_that_are_out_of_time(
+        self, engine: WorkflowEngine, desk: Desk, database_url: str
+    ) -> None:
+        napping = engine.start_workflow("nap")
+        with working(engine, threads=1, poll_interval=0.1):
+            until(lambda: engine.get_run(napping.id).status is RunStatus.WAITING, "it naps")
+            runs = [engine.start_workflow("stay", number, timeout=1) for number in range(3)]
+            until(lambda: desk.inside, "the only thread is taken")
+            for run in runs:
+                done = engine.wait_for_run(run.id, timeout=20)
+                assert done.error is not None
+                assert done.error["type"] == "WorkflowTimeoutError"
+            make_due(database_url)
+            until(lambda: engine.get_run(napping.id).status is RunStatus.PENDING, "it is woken")
+            desk.close()
+            assert engine.wait_for_run(napping.id, timeout=20).status is RunStatus.COMPLETED
+
+    def test_works_on_when_one_of_more_hanging_functions_than_threads_comes_back(
+        self, engine: WorkflowEngine, desk: Desk, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        with working(engine, threads=1, grace=0):
+            first = engine.start_workflow("hang", 1)
+            assert engine.wait_for_run(first.id, timeout=20).status is RunStatus.FAILED
+            second = engine.start_workflow("hang", 2)  # in the thread that took the first one's place
+            until(lambda: "a thread is lost" in caplog.text, "both hang, and no further thread may take their place")
+            third = engine.start_workflow("stay", 3)
+            desk.let_go(3)
+            desk.let_go(1)  # the second never comes back
+            assert engine.wait_for_run(second.id, timeout=20).status is RunStatus.FAILED
+            assert engine.wait_for_run(third.id, timeout=20).output == 3
+
+
+def test_a_claim_that_is_too_large_to_be_answered_is_made_of_fewer_runs(
+    engine: WorkflowEngine, desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their histories may be longer together than any answer of the server can be."""
+    asked: list[int] = []
+    really_claim = claims.claim
+
+    def claim(*args: Any, **options: Any) -> Claim:
+        capacity = args[4]
+        asked.append(capacity)
+        if capacity > 2:
+            raise Refused("string buffer exceeds maximum allowed length (1073741823 bytes)")
+        return really_claim(*args, **options)
+
+    monkeypatch.setattr(claims, "claim", claim)
+    desk.close()
+    runs = [engine.start_workflow("stay", number) for number in range(6)]
+    with working(engine, threads=8):
+        for run in runs:
+            assert engine.wait_for_run(run.id, timeout=20).status is RunStatus.COMPLETED
+    assert asked[:3] == [8, 4, 2]
+
+
+def test_an_alarm_of_the_far_future_does_not_silence_the_others() -> None:
+    alarms = Alarms("under test")
+    alarms.start()
+    rang = Event()
+    alarms.set(1e12, lambda: None)
+    until(lambda: alarms.is_alive(), "it waits")
+    alarms.set(0, rang.set)
+    assert rang.wait(20)
+    alarms.close()
+    assert not alarms.is_alive()
