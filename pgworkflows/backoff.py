@@ -14,9 +14,10 @@ LONGEST_PAUSE_S = 5.0
 class Backoff:
     """Counts the failures in a row of one thread. Says once that something is wrong and once that it is over."""
 
-    def __init__(self, logger: logging.Logger, what: str) -> None:
+    def __init__(self, logger: logging.Logger, what: str, *, longest_s: float = LONGEST_PAUSE_S) -> None:
         self._logger = logger
         self._what = what
+        self._longest_s = longest_s
         self._failures = 0
 
     def failed(self, error: BaseException) -> float:
@@ -30,7 +31,7 @@ class Backoff:
                 exc_info=None if known else error,
             )
         self._failures += 1
-        longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._failures - 1, 10))
+        longest = min(self._longest_s, FIRST_PAUSE_S * 2.0 ** min(self._failures - 1, 10))
         return longest * random.uniform(0.5, 1.0)
 
     def succeeded(self) -> None:

@@ -37,7 +37,8 @@ class Ear(threading.Thread):
         self.join(LISTEN_FOR_S + 1.0)
 
     def run(self) -> None:
-        backoff = Backoff(self._logger, "listening for new work")
+        # Its lock is what protects the worker: after an outage it must not be away for long.
+        backoff = Backoff(self._logger, "listening for new work", longest_s=LISTEN_FOR_S)
         while not self._closing.is_set():
             try:
                 self._listen(backoff)

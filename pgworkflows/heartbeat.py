@@ -34,7 +34,8 @@ class Heartbeat(threading.Thread):
         self.join(5.0)
 
     def run(self) -> None:
-        backoff = Backoff(self._logger, "the worker's heartbeat")
+        # The others wait for its first sign of life after an outage.
+        backoff = Backoff(self._logger, "the worker's heartbeat", longest_s=HEARTBEAT_S)
         pause_s = HEARTBEAT_S
         while not self._closing.wait(pause_s):
             if not self._holdings.registered:

@@ -9,6 +9,8 @@ from pgworkflows.claims import Peer
 
 SILENCE_S = 1.5
 LONGEST_GAP_S = 1.5
+PATIENCE_S = 15.0
+"""How long after an outage nobody is dead: the others may still be on their way back to the server."""
 
 
 @dataclass(slots=True)
@@ -25,24 +27,33 @@ class PeerWatch:
     (its process is gone), or when no heartbeat came for its whole lease (its host is gone, or it stands still). A
     pause of the whole server, or of this process, is an interruption, and begins the watch anew. A worker without a
     lock is dead when its lease has run out by the database's clock; when the server comes back after a pause, that is
-    so for everybody, hence it must have been silent for `SILENCE_S` too.
+    so for everybody, hence it must have been silent for `SILENCE_S` too. A session that was lost may have been lost by
+    all, in a failover; whoever is back first waits for the others for `PATIENCE_S`.
     """
 
     def __init__(self) -> None:
         self._seen: dict[str, _Seen] = {}
         self._last_look: float | None = None
+        self._interrupted = False
+        self._patient_until = 0.0
 
     def interrupt(self) -> None:
-        """Begin anew: the session that looked is another one."""
+        """Begin anew, and patiently: the session that looked was lost."""
         self._seen.clear()
         self._last_look = None
+        self._interrupted = True
 
     def look(self, peers: Sequence[Peer], now_s: float) -> list[Peer]:
         """Take in one look, at the monotonic time `now_s`, and return the peers that are dead by now."""
         if self._last_look is not None and now_s - self._last_look > LONGEST_GAP_S:
             self._seen.clear()
         self._last_look = now_s
+        if self._interrupted:
+            self._interrupted = False
+            self._patient_until = now_s + PATIENCE_S
         self._seen = {peer.worker_id: self._updated(peer, now_s) for peer in peers}
+        if now_s < self._patient_until:
+            return []
         return [peer for peer in peers if self._is_dead(peer, self._seen[peer.worker_id], now_s)]
 
     def _updated(self, peer: Peer, now_s: float) -> _Seen:

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgworkflows.claims import Peer
-from pgworkflows.peers import LONGEST_GAP_S, SILENCE_S, PeerWatch
+from pgworkflows.peers import LONGEST_GAP_S, PATIENCE_S, SILENCE_S, PeerWatch
 
 LEASE_S = 30.0
 STEP_S = 0.5
@@ -86,9 +86,20 @@ def test_another_session_begins_the_watch_anew() -> None:
     assert watch.look([gone], 100.0) == []
     assert watch.look([gone], 101.0) == []
     watch.interrupt()
-    assert watch.look([gone], 102.0) == []
-    assert watch.look([gone], 103.0) == []
-    assert watch.look([gone], 103.5) == [gone]
+    dead_at = [at for at in (102.0 + number * STEP_S for number in range(60)) if watch.look([gone], at)]
+    assert dead_at[0] == 102.0 + PATIENCE_S
+
+
+def test_after_an_outage_everybody_has_the_time_to_come_back() -> None:
+    """In a failover all sessions are lost at once; one worker is back first, the others connect as they can."""
+    watch = PeerWatch()
+    others = [peer(7), peer(7, worker_id="b", has_lock=False, locked=False)]
+    assert watch.look(others, 100.0) == []
+    watch.interrupt()
+    away = [peer(7, locked=False), peer(7, worker_id="b", has_lock=False, locked=False, lapsed=True)]
+    back = [peer(8), peer(8, worker_id="b", has_lock=False, locked=False)]
+    for number in range(60):
+        assert watch.look(away if number < 28 else back, 200.0 + number * STEP_S) == []
 
 
 def test_a_worker_without_a_lock_is_dead_when_its_lease_has_run_out() -> None:

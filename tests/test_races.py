@@ -6,6 +6,7 @@ meanwhile it meets in its locks, but not in its snapshot.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from threading import Event, Thread
 from typing import Any
@@ -17,11 +18,15 @@ from working import HandWorker, make_due, rows, value, working
 
 from pgworkflows import RunStatus, Step, Steps, WorkflowClient, WorkflowEngine, claims, workflow
 from pgworkflows.alarms import Alarms
+from pgworkflows.backoff import Backoff
 from pgworkflows.claims import Claim
-from pgworkflows.database import Refused
+from pgworkflows.database import Refused, Unavailable
 from pgworkflows.decisions import StepWrite
+from pgworkflows.ear import LISTEN_FOR_S
+from pgworkflows.heartbeat import HEARTBEAT_S
 from pgworkflows.history import StepStatus
 from pgworkflows.journal import Answer, Entry, Verdict
+from pgworkflows.peers import PATIENCE_S
 
 WRITTEN = Answer(Verdict.WRITTEN)
 KEY = 4711
@@ -271,3 +276,10 @@ def test_an_alarm_of_the_far_future_does_not_silence_the_others() -> None:
     assert rang.wait(20)
     alarms.close()
     assert not alarms.is_alive()
+
+
+def test_a_worker_comes_back_soon_after_an_outage_of_any_length() -> None:
+    """Those who are back look for its heartbeat, and for its lock."""
+    for longest_s in (HEARTBEAT_S, LISTEN_FOR_S):
+        backoff = Backoff(logging.getLogger("under test"), "coming back", longest_s=longest_s)
+        assert max(backoff.failed(Unavailable("away")) for _ in range(100)) <= longest_s < PATIENCE_S / 10
