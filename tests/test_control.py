@@ -26,11 +26,18 @@ from pgworkflows import (
     WorkflowRun,
     claims,
     current_step,
+    heartbeat,
     workflow,
 )
 
 PENDING, RUNNING, WAITING = RunStatus.PENDING, RunStatus.RUNNING, RunStatus.WAITING
 PAUSED, COMPLETED, FAILED, CANCELLED = RunStatus.PAUSED, RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED
+
+
+@pytest.fixture(autouse=True)
+def _quick_heart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nobody has to wait long for a heartbeat."""
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.1)
 
 
 @pytest.fixture

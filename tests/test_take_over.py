@@ -18,6 +18,12 @@ from working import HandWorker, WorkerProcesses, rows, value, worker_processes, 
 from pgworkflows import RunStatus, Step, Steps, WorkflowClient, WorkflowEngine, claims, heartbeat, peers, workflow
 
 
+@pytest.fixture(autouse=True)
+def _quick_heart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that nobody has to wait long for a heartbeat."""
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.1)
+
+
 @pytest.fixture
 def client(database_url: str) -> Iterator[WorkflowClient]:
     with WorkflowClient(database_url) as client:
@@ -69,19 +75,6 @@ class TestAKilledProcess:
             assert calls == [("a", victim.pid), *begun, ("b", other.pid), ("c", other.pid)]
             # What the handler got for the first step is what the killed process had stored.
             assert client.get_run(run_id).output == [victim.pid, other.pid, other.pid]
-
-    def test_a_run_is_taken_over_also_by_a_worker_that_starts_long_after(
-        self, client: WorkflowClient, processes: WorkerProcesses
-    ) -> None:
-        victim = processes.start()
-        victim.await_registration()
-        run = client.start_workflow("story", {"steps": ["a", "b"], "gated": ["b"]})
-        until(lambda: len(processes.calls()) == 2, "the run is in its second step")
-        victim.kill()
-        assert client.get_run(run.id).status is RunStatus.RUNNING
-        processes.open_gate("b")
-        successor = processes.start()
-        assert client.wait_for_run(run.id, timeout=30).output == [victim.pid, successor.pid]
 
     def test_a_step_that_kills_its_process_is_blamed_and_its_neighbours_end_well(
         self, client: WorkflowClient, processes: WorkerProcesses, database_url: str
@@ -155,7 +148,7 @@ class TestDeclaringDead:
         engine.register_workflow(workflow("plan")(work))
         run = engine.start_workflow("plan")
         with (
-            HandWorker(database_url, ["plan"], has_lock=True, lease_s=2) as busy,
+            HandWorker(database_url, ["plan"], has_lock=True, lease_s=1) as busy,
             psycopg.connect(database_url) as lock,
         ):
             lock.execute("select pg_advisory_lock(pgworkflows.worker_lock_key(%s))", [busy.id])
@@ -163,11 +156,12 @@ class TestDeclaringDead:
             started = time.monotonic()
             with working(engine):
                 assert engine.wait_for_run(run.id, timeout=20).output == "done"
-            assert time.monotonic() - started > 2
+            assert time.monotonic() - started > 1
 
     def test_a_worker_without_a_lock_is_dead_when_its_lease_has_run_out(
-        self, engine: WorkflowEngine, database_url: str
+        self, engine: WorkflowEngine, database_url: str, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr(peers, "SILENCE_S", 0.3)
         engine.register_workflow(workflow("plan")(work))
         gone, alive = engine.start_workflow("plan"), engine.start_workflow("plan")
         with (
