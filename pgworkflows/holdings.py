@@ -29,8 +29,9 @@ class Holdings:
 
     def remove(self, execution: Execution) -> None:
         """Let go of a run that is written, or not ours any more."""
-        if self.executions.get(execution.run.run_id) is execution:
-            del self.executions[execution.run.run_id]
+        with self._lock:
+            if self.executions.get(execution.run.run_id) is execution:
+                del self.executions[execution.run.run_id]
         execution.dropped = True
         self.bell.set()
 
