@@ -28,9 +28,9 @@ _PACKAGE = Path(__file__).parent
 
 
 def error_info(error: BaseException, step_id: str | None = None) -> ErrorInfo:
-    """An exception as it is stored: without what PostgreSQL cannot keep, its traceback beginning in the user's code."""
+    """An exception as it is stored, its traceback beginning in the user's code."""
     text, frames = _read(_message, error, "text"), _read(_traceback, error, "traceback")
-    return ErrorInfo(type(error).__name__, _storable(text), _storable(frames), step_id)
+    return ErrorInfo(type(error).__name__, text, frames, step_id)
 
 
 def step_failure(step_id: str, error: ErrorInfo) -> StepFailedError:
@@ -125,7 +125,3 @@ def _from_the_users_code_on(stack: StackSummary) -> StackSummary:
         if not Path(frame.filename).is_relative_to(_PACKAGE):
             return StackSummary.from_list(stack[index:])
     return stack
-
-
-def _storable(text: str) -> str:
-    return text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode("utf-8")

@@ -8,6 +8,8 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+from pgworkflows.limits import storable
+
 
 class StepKind(StrEnum):
     """What a step is: the method of `step` that made it."""
@@ -33,12 +35,18 @@ class StepStatus(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class ErrorInfo:
-    """An error as it is stored: the exception's class name, its text, its traceback, the step it came from."""
+    """An error as it is stored: the exception's class name, its text, its traceback, the step it came from. What
+    PostgreSQL cannot keep is escaped from the beginning, so that the handler sees the same each time."""
 
     type: str
     message: str
     traceback: str | None = None
     step_id: str | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "type", storable(self.type))
+        object.__setattr__(self, "message", storable(self.message))
+        object.__setattr__(self, "traceback", None if self.traceback is None else storable(self.traceback))
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,11 @@ def checked_retries(value: object) -> int:
     return value
 
 
+def storable(text: str) -> str:
+    """`text` with what PostgreSQL cannot keep, NUL and lone surrogates, written as escapes."""
+    return text if is_storable(text) else text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()
+
+
 def is_storable(text: str) -> bool:
     """Whether PostgreSQL can keep `text`: it holds neither NUL nor lone surrogates."""
     try:
