@@ -130,6 +130,7 @@ class Dispatcher(threading.Thread):
             except Exception as error:  # whatever it is, this thread must not end: the heart would beat on
                 # The answer to a claim may be lost, and with it runs that are ours without our knowing.
                 self._in_doubt = True
+                self._announced = ()
                 self._closing.wait(backoff.failed(error))
             else:
                 backoff.succeeded()
