@@ -1520,6 +1520,7 @@ set search_path = pg_catalog, pg_temp
 as $function$
     insert into pgworkflows.workers (id, hostname, pid, queues, has_lock, lease)
     values (worker_id, hostname, pid, queues, has_lock, lease)
+    on conflict (id) do nothing -- sent again: the answer to the first was lost
 $function$;
 comment on function pgworkflows.register_worker(uuid, text, integer, text[], boolean, interval) is 'Enter a worker among the live.';
 
@@ -1670,6 +1671,10 @@ declare
     dead uuid[];
     orphans uuid[];
 begin
+    -- A worker that was struck just when it fell asleep has left its announcement: every start would send a NOTIFY to
+    -- nobody.
+    delete from pgworkflows.sleepers as s
+    where not exists (select from pgworkflows.workers as w where w.id = s.worker_id);
     -- A worker's id is never used again: who is dead stays dead. "not exists" must not be asked while locking, for a row
     -- that another worker has taken over and claimed since would pass it once more.
     select array_agg(distinct q.worker_id) into dead

@@ -7,26 +7,31 @@ meanwhile it meets in its locks, but not in its snapshot.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from threading import Event, Thread
-from typing import Any
+from typing import Annotated, Any
+from uuid import uuid4
 
 import psycopg
 import pytest
+from pydantic import BaseModel, BeforeValidator
 from waiting import until
 from working import HandWorker, make_due, rows, value, working
 
 from pgworkflows import RunStatus, Step, Steps, WorkflowClient, WorkflowEngine, claims, workflow
 from pgworkflows.alarms import Alarms
 from pgworkflows.backoff import Backoff
-from pgworkflows.claims import Claim
+from pgworkflows.claims import Claim, ClaimedRun
 from pgworkflows.database import Refused, Unavailable
 from pgworkflows.decisions import StepWrite
 from pgworkflows.ear import LISTEN_FOR_S
 from pgworkflows.heartbeat import HEARTBEAT_S
 from pgworkflows.history import StepStatus
+from pgworkflows.holdings import Holdings
 from pgworkflows.journal import Answer, Entry, Verdict
 from pgworkflows.peers import PATIENCE_S
+from pgworkflows.runner import Execution
 
 WRITTEN = Answer(Verdict.WRITTEN)
 KEY = 4711
@@ -48,6 +53,11 @@ def first(database_url: str) -> Iterator[HandWorker]:
 def second(database_url: str) -> Iterator[HandWorker]:
     with HandWorker(database_url, ["plan"]) as worker:
         yield worker
+
+
+def work(step: Step) -> Steps[None]:
+    """A handler with nothing special about it."""
+    yield from step.run("a", int)
 
 
 class Desk:
@@ -283,3 +293,84 @@ def test_a_worker_comes_back_soon_after_an_outage_of_any_length() -> None:
     for longest_s in (HEARTBEAT_S, LISTEN_FOR_S):
         backoff = Backoff(logging.getLogger("under test"), "coming back", longest_s=longest_s)
         assert max(backoff.failed(Unavailable("away")) for _ in range(100)) <= longest_s < PATIENCE_S / 10
+
+
+def test_a_registration_whose_answer_was_lost_can_be_sent_again(first: HandWorker, database_url: str) -> None:
+    again = {"hostname": "by hand", "pid": 0, "queues": ["default"], "has_lock": False, "lease": timedelta(seconds=30)}
+    claims.register_worker(first.connection, first.id, **again)  # type: ignore[arg-type]  # a dict of mixed values
+    assert rows(database_url, "select id from pgworkflows.workers") == [(first.id,)]
+
+
+def test_the_announcement_of_a_worker_that_was_struck_while_it_fell_asleep_does_not_stay(
+    first: HandWorker, second: HandWorker, database_url: str
+) -> None:
+    with psycopg.connect(database_url) as falling_asleep:
+        falling_asleep.execute("select pgworkflows.sleep(%s, array['default'])", [first.id])
+        assert value(database_url, "select pgworkflows.declare_dead(%s, 0)", first.id)
+    claims.sleep(second.connection, second.id, ["default"])
+    second.take_over()
+    assert rows(database_url, "select worker_id from pgworkflows.sleepers") == [(second.id,)]
+
+
+class TestARunThatIsLetGoOf:
+    """In the scribe's thread, while others use the same holdings."""
+
+    @staticmethod
+    def execution() -> Execution:
+        run = ClaimedRun(str(uuid4()), 1, "plan", None, "null", 0, 0, 0, 0, (), (), datetime.now(UTC))
+        return Execution(run, workflow("plan")(work), logging.getLogger("under test"))
+
+    class Interrupted(dict[str, Execution]):
+        """Another thread comes between a look and what follows it."""
+
+        def __init__(self, meanwhile: Callable[[], object]) -> None:
+            super().__init__()
+            self._meanwhile = meanwhile
+
+        def get(self, key: str, default: Any = None) -> Any:
+            found = super().get(key, default)
+            other = Thread(target=self._meanwhile)
+            other.start()
+            other.join(0.2)  # or it waits until the look is over
+            return found
+
+    def test_may_be_dropped_with_all_the_others_at_the_same_moment(self) -> None:
+        holdings, execution = Holdings(), self.execution()
+        holdings.executions = self.Interrupted(
+            lambda: holdings.die(holdings.worker_id, logging.getLogger("under test"))
+        )
+        holdings.add(execution, holdings.worker_id)
+        holdings.remove(execution)
+        assert execution.dropped
+
+    def test_may_be_claimed_again_at_the_same_moment(self) -> None:
+        holdings, former, later = Holdings(), self.execution(), self.execution()
+        later.run = former.run
+        holdings.executions = self.Interrupted(lambda: holdings.add(later, holdings.worker_id))
+        holdings.add(former, holdings.worker_id)
+        holdings.remove(former)
+        until(lambda: holdings.executions.values(), "it is in hand again")
+        assert [*holdings.executions.values()] == [later]
+
+
+@pytest.mark.parametrize("unstorable", ["\0", "\ud800"])
+def test_an_error_of_our_own_can_be_read_in_sql_whatever_its_message_quotes(
+    client: WorkflowClient, database_url: str, unstorable: str
+) -> None:
+    def refuse(_value: Any) -> Any:
+        raise ValueError(f"this is no {unstorable}")
+
+    class Input(BaseModel):
+        number: Annotated[int, BeforeValidator(refuse)]
+
+    @workflow("picky")
+    def picky(step: Step, input: Input) -> Steps[None]:
+        yield from step.run("never", int)
+
+    run = client.start_workflow("picky", {"number": 1})
+    with WorkflowEngine(database_url, workflows=[picky]) as engine:
+        engine.worker().run_until_idle(timeout=20)
+    assert client.get_run(run.id).status is RunStatus.FAILED
+    [(kind, _)] = rows(database_url, "select error ->> 'type', error::jsonb from pgworkflows.runs")
+    assert kind == "InvalidInputError"
+    assert client.retry_workflow(run.id).status is RunStatus.PENDING
