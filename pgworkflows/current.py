@@ -9,8 +9,9 @@ from uuid import UUID, uuid5
 class CurrentStep:
     """One call of a step function.
 
-    `attempt` counts from 1 over the whole life of the run. `idempotency_key` is the same for every attempt, also after
-    a crash: hand it to third parties that take one. `cancelled` turns true once the result is not wanted any more.
+    `attempt` counts from 1 over the whole life of the run; a call that its process did not survive does not count.
+    `idempotency_key` is the same for every attempt, also after a crash: hand it to third parties that take one.
+    `cancelled` turns true once the result is not wanted any more.
     """
 
     __slots__ = ("_cancelled", "attempt", "run_id", "step_id")

@@ -105,7 +105,9 @@ class WorkflowEngine(WorkflowClient):
         if workflow.input_schema is None:
             # A reference without a schema takes anything; the handler's annotation, where it is known, tells more.
             workflow = self._registry.get(workflow.id) or workflow
-        return super()._prepared(workflow, input)
+        workflow_id, text, fallback = super()._prepared(workflow, input)
+        known = self._registry.get(workflow_id)
+        return workflow_id, text, fallback if known is None else options_of(known)
 
     @property
     def _known_steps(self) -> Mapping[str, Sequence[str]]:

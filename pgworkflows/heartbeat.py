@@ -78,5 +78,5 @@ class Heartbeat(threading.Thread):
             self._took_over_at = now_s
             orphans = claims.take_over(self._conn)
             if orphans:
-                self._logger.warning("pgworkflows: %d runs of dead workers go on elsewhere", orphans)
+                self._logger.warning("pgworkflows: runs of dead workers go on elsewhere: %d", orphans)
                 self._holdings.bell.set()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import suppress
 from datetime import datetime, timedelta
 from typing import Any, TypeAlias, TypeGuard, assert_never
+from uuid import UUID
 
 from pgworkflows.commands import (
     Command,
@@ -100,8 +101,12 @@ class Replay:
         as_of: datetime,
         trail: Trail,
         encode_output: Callable[[Any], str] = lambda value: PLAIN.encode(value, "the output"),
+        workflow_id: str | None = None,
+        run_id: UUID | None = None,
     ) -> None:
-        """`history` and `mailbox` are in order, by position and by id."""
+        """`history` and `mailbox` are in order, by position and by id; the ids are told in failures."""
+        self._workflow_id = workflow_id
+        self._run_id = run_id
         self._generator = generator
         self._history = [step for step in history if not step.cleared]
         self._cleared: Mapping[str, StoredStep] = {step.step_id: step for step in history if step.cleared}
@@ -164,9 +169,14 @@ class Replay:
 
     def _throw(self, error: StepFailedError) -> Decision:
         """The step has failed for good: throw that in."""
-        self._thrown.append(error)
+        self._note(error)
         self._position += 1
         return self._advance(None, error)
+
+    def _note(self, error: StepFailedError) -> None:
+        """Remember what is thrown in, to know it when it comes out."""
+        error.workflow_id, error.run_id = self._workflow_id, self._run_id
+        self._thrown.append(error)
 
     def _advance(self, value: Any, error: StepFailedError | TypeError | None) -> Decision:
         """Resume the generator until it asks for something that is not in the history."""
@@ -189,7 +199,7 @@ class Replay:
             if error is None:
                 self._trail.timeline[command.id] = value
             else:
-                self._thrown.append(error)
+                self._note(error)
 
     def _answer(self, command: AnyCommand) -> Decision | Sent:
         """What a command gets: the result or failure that is known already, or else a decision."""

@@ -197,6 +197,8 @@ class Execution:
             as_of=run.as_of,
             trail=trail,
             encode_output=lambda output: self.workflow.output_codec.encode(output, "the output of the workflow"),
+            workflow_id=run.workflow_id,
+            run_id=self._run_id,
         )
         return self._replay.begin()
 

@@ -24,6 +24,7 @@ from pgworkflows import (
     PollResult,
     RunStatus,
     Step,
+    StepFailedError,
     StepKind,
     Steps,
     StepStatus,
@@ -308,13 +309,13 @@ def test_options_left_out_are_those_last_declared_by_an_engine(client: WorkflowC
     assert options_of(by_id) == ("default", 0, 0, None)
     with WorkflowEngine(database_url, workflows=[sign_up]) as engine:
         engine.start(worker=False)
-    for given in ("sign-up", workflow_ref("sign-up"), sign_up):
+    for given in ("sign-up", workflow_ref("sign-up"), workflow_ref("sign-up", input_schema=SignUp), sign_up):
         assert options_of(client.start_workflow(given, {"email": "e"})) == ("mails", 100, 3, HOUR)
     newer = workflow("sign-up", retries=9, queue="letters")(sign_up.function)
     with WorkflowEngine(database_url, workflows=[newer]) as engine:
         engine.worker().run_until_idle("20s")  # a worker declares as well
     # The declaration stands above what an older process thinks of the workflow.
-    for given in ("sign-up", workflow_ref("sign-up"), sign_up):
+    for given in ("sign-up", workflow_ref("sign-up"), workflow_ref("sign-up", input_schema=SignUp), sign_up):
         assert options_of(client.start_workflow(given, {"email": "e"})) == ("letters", 0, 9, None)
 
 
@@ -351,6 +352,22 @@ def test_an_engine_refuses_what_it_has_not_registered(engine: WorkflowEngine) ->
     engine.unregister_workflow("stranger")
     with pytest.raises(WorkflowNotFoundError):
         engine.start_workflow("stranger")
+
+
+@workflow("tells-whose")
+def tells_whose(step: Step) -> Steps[list[str]]:
+    try:
+        yield from step.run("fail", fail)
+    except StepFailedError as failure:
+        return [str(failure.workflow_id), str(failure.run_id), failure.step_id]
+    return []
+
+
+def test_a_failure_that_a_handler_sees_says_whose_it_is(database_url: str) -> None:
+    with WorkflowEngine(database_url, workflows=[tells_whose]) as engine:
+        run = engine.start_workflow(tells_whose)
+        engine.worker().run_until_idle(timeout=20)
+        assert engine.get_run(run.id).output == ["tells-whose", str(run.id), "fail"]
 
 
 def test_an_engine_takes_any_reference(engine: WorkflowEngine) -> None:
