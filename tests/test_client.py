@@ -319,6 +319,11 @@ def test_options_left_out_are_those_last_declared_by_an_engine(client: WorkflowC
         assert options_of(client.start_workflow(given, {"email": "e"})) == ("letters", 0, 9, None)
 
 
+def test_an_engine_that_has_declared_nothing_gives_the_options_of_its_workflows(engine: WorkflowEngine) -> None:
+    for given in ("sign-up", workflow_ref("sign-up"), workflow_ref("sign-up", input_schema=SignUp), sign_up):
+        assert options_of(engine.start_workflow(given, {"email": "e"})) == ("mails", 100, 3, HOUR)
+
+
 def test_input_may_be_a_model_or_the_json_of_one(engine: WorkflowEngine) -> None:
     runs = [
         engine.start_workflow(sign_up, SignUp(email="e")),
