@@ -10,6 +10,7 @@ from datetime import timedelta
 from typing import Any
 from uuid import UUID
 
+import psycopg
 import pytest
 from waiting import until
 from working import HandWorker, await_heartbeats, make_due, rows, run_out_of_time, value, working
@@ -317,6 +318,45 @@ class TestCancel:
         assert scene.steps(run_id) == {"first": "completed", "second": "completed"}
         assert scene.calls == ["first", "second"]
         assert rows(engine.conninfo, "select 1 from pgworkflows.queue") == []
+
+    def test_a_run_that_is_cancelled_while_it_waits_for_a_thread_begins_no_further_step(
+        self, engine: WorkflowEngine, scene: Scene
+    ) -> None:
+        """Its last step is stored, its next not begun: the only thread is busy with another run."""
+        begun, row_is_held = threading.Event(), threading.Event()
+
+        def before() -> None:
+            begun.set()
+            assert row_is_held.wait(20)
+
+        @workflow("ready")
+        def ready(step: Step) -> Steps[None]:
+            yield step.run("before", before)
+            yield step.run("after", scene.call, "after")
+
+        @workflow("scene")
+        def only_held(step: Step) -> Steps[None]:
+            yield step.run("second", scene.held, "second")
+
+        engine.unregister_all_workflows()
+        engine.register_workflow(ready)
+        engine.register_workflow(only_held)
+        with working(engine, threads=1):
+            run = engine.start_workflow(ready)
+            assert begun.wait(20)
+            with psycopg.connect(engine.conninfo) as somebody:
+                # While somebody holds its row, its checkpoint has to wait, and its thread takes the other run.
+                somebody.execute("select from pgworkflows.queue where run_id = %s for update", [run.id])
+                row_is_held.set()
+                engine.start_workflow(only_held)
+                assert scene.inside.wait(20)
+            until(lambda: engine.get_steps(run.id), "its first step is stored")
+            engine.cancel_workflow(run.id)
+            await_heartbeats(engine.conninfo, 2)  # one of them brings the word
+            scene.door.set()
+            scene.let_go(run.id)
+        assert scene.calls == ["second"]
+        assert scene.run(run.id).status is CANCELLED
 
     def test_a_run_that_would_have_ended_with_the_step_in_flight_stays_cancelled(
         self, engine: WorkflowEngine, scene: Scene

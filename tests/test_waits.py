@@ -364,8 +364,10 @@ class TestTimers:
             yield step.run("now", lambda: None)
 
         engine.register_workflow(later)
-        with working(engine, poll_interval="60s"):
+        with working(engine, poll_interval="60s") as worker:
             until(lambda: rows(engine.conninfo, "select queue from pgworkflows.sleepers"), "the worker sleeps")
+            assert worker._crew is not None
+            worker._crew.dispatcher._look_s = 60.0  # as after a long quiet time: its next look is far away
             run = engine.start_workflow(later, delay=0.3)
             assert run.status is RunStatus.PENDING
             done = engine.wait_for_run(run.id, timeout=20)

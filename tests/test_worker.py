@@ -267,13 +267,25 @@ class TestStopping:
             dispatcher, bell = crew.dispatcher, crew._holdings.bell
 
             class Bell(threading.Event):
+                silenced = False
+
                 def clear(self) -> None:
+                    self.silenced = True
                     dispatcher._closing.set()
                     self.set()
                     super().clear()
 
-            crew._holdings.bell = Bell()
+            until(lambda: rows(engine.conninfo, "select queue from pgworkflows.sleepers"), "it sleeps")
+            dispatcher._look_s = 3600.0  # as after a long quiet time
+            crew._holdings.bell = new_bell = Bell()
             bell.set()
+
+            def silenced() -> bool:
+                if not new_bell.silenced:
+                    new_bell.set()  # if the dispatcher just went over to it
+                return new_bell.silenced
+
+            until(silenced, "it looks")
             dispatcher.join(20)
             assert not dispatcher.is_alive()
 
