@@ -164,8 +164,8 @@ class WorkerProcesses:
     def calls(self, run_id: UUID | None = None) -> list[tuple[str, int]]:
         """The calls of step functions in all processes, in order: step id and process id."""
         if run_id is None:
-            return rows(self._url, "select step_id, pid from public.calls order by n")  # type: ignore[return-value]  # as selected
-        return rows(self._url, "select step_id, pid from public.calls where run_id = %s order by n", run_id)  # type: ignore[return-value]  # as selected
+            return rows(self._url, "select step_id, pid from public.calls order by n")
+        return rows(self._url, "select step_id, pid from public.calls where run_id = %s order by n", run_id)
 
     def open_gate(self, name: str) -> None:
         """Let the steps go on that wait at this gate."""

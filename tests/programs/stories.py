@@ -6,11 +6,12 @@ from __future__ import annotations
 import os
 import signal
 import time
+from typing import Any
 
 import psycopg
 from pydantic import BaseModel
 
-from pgworkflows import Step, Steps, current_step, workflow
+from pgworkflows import Step, Steps, Workflow, current_step, workflow
 
 url = ""
 
@@ -54,4 +55,4 @@ def killer(step: Step) -> Steps[None]:
     yield step.run("die", die)
 
 
-WORKFLOWS = [story, killer]
+WORKFLOWS: list[Workflow[Any, Any]] = [story, killer]
