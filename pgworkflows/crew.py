@@ -191,15 +191,16 @@ class Crew:
 
     def _report(self, execution: Execution, entry: Entry) -> None:
         """Say what somebody may have to look at: names only, for a message may hold what is nobody's business."""
+        retries = entry.action == "retry" or entry.wait_kind == "retry"
         error = entry.error or next((row.error for row in entry.steps if row.error is not None), None)
-        if error is None or entry.action not in ("fail", "retry", "suspend"):
+        if error is None or not (retries or entry.action == "fail"):
             return
         self._logger.log(
-            logging.WARNING if entry.action == "fail" else logging.INFO,
+            logging.INFO if retries else logging.WARNING,
             "pgworkflows: run %s of workflow %s %s: %s in step %s",
             execution.run.run_id,
             execution.run.workflow_id,
-            "failed" if entry.action == "fail" else "is tried again later",
+            "is tried again later" if retries else "failed",
             error.type,
-            entry.step_id,
+            entry.step_id or "-",
         )
