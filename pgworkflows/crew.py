@@ -168,12 +168,12 @@ class Crew:
         """In the scribe's thread: what became of an entry."""
         match answer.verdict:
             case Verdict.STALE:
-                self._logger.warning(
-                    "pgworkflows: run %s was taken over; what this worker did since its last checkpoint is dropped",
-                    execution.run.run_id,
-                )
-                self._holdings.remove(execution)
-                execution.close()
+                if not execution.dropped:
+                    self._logger.warning(
+                        "pgworkflows: run %s was taken over; what this worker did since its last checkpoint is dropped",
+                        execution.run.run_id,
+                    )
+                self._let_go(execution, entry)
             case Verdict.REFUSED if entry.action == "fail" and not entry.steps:
                 self._logger.error("pgworkflows: run %s cannot be ended: %s", execution.run.run_id, answer.reason)
                 self._scribe.submit(execution, execution.release_entry())
@@ -186,8 +186,16 @@ class Crew:
                 self._pool.put(execution)
             case _:
                 self._report(execution, entry)
-                self._holdings.remove(execution)
-                execution.close()
+                self._let_go(execution, entry)
+
+    def _let_go(self, execution: Execution, entry: Entry) -> None:
+        """The run is not ours any more. Its generator, where it still stands, is closed by the pool: what its `finally`
+        blocks do may take long, and must not hold up the writes of the others."""
+        self._holdings.remove(execution)
+        if entry.action in ("checkpoint", "release") and not self._closing.is_set():
+            self._pool.put(execution)
+        else:
+            execution.close()
 
     def _report(self, execution: Execution, entry: Entry) -> None:
         """Say what somebody may have to look at: names only, for a message may hold what is nobody's business."""

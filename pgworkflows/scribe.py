@@ -88,10 +88,7 @@ class Scribe(threading.Thread):
     def _write(self, batch: list[Pending], backoff: Backoff) -> None:
         while not self._give_up.is_set():
             worker_id = self._holdings.worker_id
-            for execution, _ in batch:
-                if execution.dropped:
-                    execution.close()
-            batch = [(execution, entry) for execution, entry in batch if not execution.dropped]
+            batch = [pending for pending in batch if self._wanted(*pending)]
             if not batch:
                 return
             try:
@@ -106,3 +103,10 @@ class Scribe(threading.Thread):
                 else:
                     self._answered(execution, entry, answer)
             return
+
+    def _wanted(self, execution: Execution, entry: Entry) -> bool:
+        """Whether the run is still this worker's, for all it knows; if not, nobody needs to ask the server."""
+        if execution.dropped:
+            self._answered(execution, entry, Answer(Verdict.STALE))
+            return False
+        return True
