@@ -1215,6 +1215,18 @@ begin
         'now', clock_timestamp(),
         'claim_id', number,
         'suspects', suspects,
+        -- What is ready and was not claimed is locked: by another worker's claim, or in a client's transaction.
+        'held', alone and claimed is null and (
+            exists (
+                select from pgworkflows.queue as q
+                where q.status = 'pending' and q.wake_at is null
+                    and q.queue = any (queues) and q.workflow_id = any (workflows)
+            )
+            or exists (
+                select from pgworkflows.queue as q
+                where q.wake_at <= now() and q.queue = any (queues) and q.workflow_id = any (workflows)
+            )
+        ),
         'next_due', least(
             (select min(q.wake_at) from pgworkflows.queue as q where q.wake_at is not null),
             (select min(q.timeout_at) from pgworkflows.queue as q where q.timeout_at is not null)

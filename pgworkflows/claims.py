@@ -11,7 +11,7 @@ from uuid import UUID
 
 import psycopg
 
-from pgworkflows.database import Connection, Refused, Unavailable, connect, sorted_out
+from pgworkflows.database import Connection, Refused, Unavailable, connect_worker, sorted_out
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.history import ErrorInfo, StepKind, StepStatus, StoredEvent, StoredStep
 from pgworkflows.schema import statement
@@ -41,12 +41,13 @@ class ClaimedRun:
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The answer to a claim. `due_in_s` is the time until the next row becomes due, in seconds; `suspects` says that
-    runs wait that have to be claimed alone."""
+    runs wait that have to be claimed alone; `held`, to a worker without runs, that others have locked what is ready."""
 
     alive: bool
     runs: tuple[ClaimedRun, ...] = ()
     due_in_s: float | None = None
     suspects: bool = False
+    held: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +105,7 @@ class WorkerConnection:
     def _open(self) -> Connection:
         if self._conn is None:
             try:
-                self._conn = connect(self._conninfo, lock_timeout_ms=WORKER_LOCK_TIMEOUT_MS)
+                self._conn = connect_worker(self._conninfo, lock_timeout_ms=WORKER_LOCK_TIMEOUT_MS)
             except (psycopg.Error, ConfigurationError) as error:
                 raise Unavailable(str(error).strip()) from error
         return self._conn
@@ -136,6 +137,7 @@ def claim(
         runs=tuple(_claimed_run(run, answer["claim_id"], now) for run in answer["runs"]),
         due_in_s=None if due is None else (due - now).total_seconds(),
         suspects=answer["suspects"],
+        held=answer["held"],
     )
 
 

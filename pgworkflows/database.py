@@ -47,6 +47,13 @@ select set_config('default_transaction_isolation', 'read committed', false),
         false
     )
 """
+# Limits that an administrator sets for others' statements would cancel a large flush again and again, and would end a
+# session that only listens. What a worker's statements may wait for, the lock timeout bounds.
+_SET_UP_WORKER = """
+select set_config(s.name, '0', false)
+from pg_settings as s
+where s.name in ('statement_timeout', 'transaction_timeout', 'idle_session_timeout')
+"""
 
 
 DATA_ERROR_CLASSES = frozenset({"21", "22", "23", "54"})
@@ -67,7 +74,9 @@ class Locked(Exception):
 
 def sorted_out(error: psycopg.Error) -> Unavailable | Refused | Locked:
     """What a worker does about an error: send it again later, find the culprit, or leave it for the next time."""
-    reason = str(error).strip()
+    said, detail = error.diag.message_primary, error.diag.message_detail
+    # Without the context, which repeats our statements.
+    reason = str(error).strip() if said is None else f"{said} ({detail})" if detail else said
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return Locked(reason)
     if error.sqlstate is not None and error.sqlstate[:2] in DATA_ERROR_CLASSES:
@@ -113,6 +122,17 @@ def connect(conninfo: str, *, lock_timeout_ms: int = 0) -> Connection:
         if isinstance(error, psycopg.Error):
             raise ConfigurationError(f"cannot set up a connection to PostgreSQL: {str(error).strip()}") from error
         raise
+    return conn
+
+
+def connect_worker(conninfo: str, *, lock_timeout_ms: int = 0) -> Connection:
+    """The same for a worker's statements, which no default of the server's cuts short."""
+    conn = connect(conninfo, lock_timeout_ms=lock_timeout_ms)
+    try:
+        conn.execute(_SET_UP_WORKER)
+    except psycopg.Error as error:
+        conn.close()
+        raise ConfigurationError(f"cannot set up a connection to PostgreSQL: {str(error).strip()}") from error
     return conn
 
 

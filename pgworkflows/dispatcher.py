@@ -173,7 +173,7 @@ class Dispatcher(threading.Thread):
             self._look_s = FIRST_LOOK_S
             self._most = min(self._max_runs, self._most * 2)
         elif capacity:
-            if empty_handed and not claim.suspects:
+            if empty_handed and not claim.suspects and not claim.held:
                 self.idle.set()
             self._rest(lanes, claim)
 

@@ -10,7 +10,7 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from pgworkflows.database import Connection, Unavailable, connect
+from pgworkflows.database import Connection, Unavailable, connect_worker
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.schema import statement
 
@@ -66,7 +66,7 @@ class Listener:
     def _listen(self, worker_id: UUID) -> bool:
         if self._conn is None:
             self._locked.clear()
-            self._conn = connect(self._conninfo)
+            self._conn = connect_worker(self._conninfo)
         if worker_id not in self._locked:
             row = self._conn.execute(statement("lock_worker", self._schema).encode(), (str(worker_id),)).fetchone()
             assert row is not None

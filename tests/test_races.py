@@ -374,3 +374,75 @@ def test_an_error_of_our_own_can_be_read_in_sql_whatever_its_message_quotes(
     [(kind, _)] = rows(database_url, "select error ->> 'type', error::jsonb from pgworkflows.runs")
     assert kind == "InvalidInputError"
     assert client.retry_workflow(run.id).status is RunStatus.PENDING
+
+
+class TestWhatTakesLong:
+    def test_in_a_finally_block_does_not_hold_up_the_writes_of_others(self, engine: WorkflowEngine, desk: Desk) -> None:
+        begun = Event()
+
+        @workflow("tidy")
+        def tidy(step: Step) -> Steps[None]:
+            try:
+                yield from step.run("stay", desk.stay, 1)
+                yield from step.run("never", int)
+            finally:
+                begun.set()
+                desk.stay(2)
+
+        engine.register_workflow(tidy)
+        with working(engine):
+            run = engine.start_workflow("tidy")
+            until(lambda: desk.inside, "its step is called")
+            engine.pause_workflow(run.id)
+            desk.let_go(1)
+            assert begun.wait(20)
+            desk.let_go(3)
+            other = engine.start_workflow("stay", 3)
+            assert engine.wait_for_run(other.id, timeout=20).output == 3
+            desk.close()
+
+    def test_in_a_flush_is_not_cut_short_by_the_servers_default(
+        self, engine: WorkflowEngine, desk: Desk, database_url: str
+    ) -> None:
+        desk.close()
+        with psycopg.connect(database_url, autocommit=True) as admin:
+            admin.execute(
+                "create function public.take_long() returns trigger language plpgsql as "
+                "'begin perform pg_sleep(0.3); return new; end'"
+            )
+            admin.execute("create trigger slow before insert on pgworkflows.steps execute function public.take_long()")
+            admin.execute(f"alter database {admin.info.dbname} set statement_timeout = '200ms'".encode())
+        run = engine.start_workflow("stay", 1)
+        engine.worker().run_until_idle(timeout=20)
+        assert engine.get_run(run.id).output == 1
+
+
+class TestUntilIdle:
+    def test_waits_for_a_ready_run_that_a_client_holds_in_its_transaction(
+        self, engine: WorkflowEngine, desk: Desk, database_url: str
+    ) -> None:
+        desk.close()
+        run = engine.start_workflow("stay", 1)
+        with psycopg.connect(database_url) as held:
+            engine.trigger_event(run.id, "unheard", connection=held)
+            with pytest.raises(TimeoutError):
+                engine.worker().run_until_idle(timeout=0.5)
+        engine.worker().run_until_idle(timeout=20)
+        assert engine.get_run(run.id).status is RunStatus.COMPLETED
+
+    def test_does_not_wait_for_the_runs_of_others(
+        self, engine: WorkflowEngine, client: WorkflowClient, database_url: str
+    ) -> None:
+        run = client.start_workflow("plan")
+        with psycopg.connect(database_url) as held:
+            client.trigger_event(run.id, "unheard", connection=held)
+            engine.worker().run_until_idle(timeout=20)
+
+
+def test_what_the_server_refuses_is_told_without_our_own_statements(client: WorkflowClient, first: HandWorker) -> None:
+    client.start_workflow("plan")
+    run = first.claim_one()
+    bad = StepWrite(0, "a", "run", StepStatus.COMPLETED, "no JSON", attempts=1)
+    [answer] = first.write(Entry(run.run_id, run.claim_id, 0, "checkpoint", (bad,)))
+    assert answer.verdict is Verdict.REFUSED
+    assert answer.reason == 'invalid input syntax for type json (Token "no" is invalid.)'
