@@ -44,15 +44,17 @@ def refusal(error: WorkflowEngineError, step_id: str | None = None) -> Fail:
     return Fail(ErrorInfo(type(error).__name__, error.message, None, step_id), retryable=False)
 
 
-def escaped(raised: BaseException, thrown: Sequence[StepFailedError]) -> Fail:
-    """The handler raised. A failure that was thrown in and got out, also wrapped in another error, is its step's."""
+def escaped(raised: BaseException, thrown: Sequence[StepFailedError], *, early: bool) -> Fail:
+    """The handler raised. A failure that was thrown in and got out, also wrapped in another error, is its step's, and a
+    retry takes it back. Not so `early`, with steps of the history to come: it was caught once, and they came of it."""
     for failure in thrown:
         if failure is raised:
-            error = ErrorInfo(failure.error_type, failure.message, failure.traceback, failure.step_id)
+            step_id = None if early else failure.step_id
+            error = ErrorInfo(failure.error_type, failure.message, failure.traceback, step_id)
             return Fail(error, retryable=not _is_final(error))
     linked = set(map(id, _linked(raised)))
-    step_id = next((failure.step_id for failure in reversed(thrown) if id(failure) in linked), None)
-    return Fail(error_info(raised, step_id), retryable=not isinstance(raised, FINAL))
+    named = [failure.step_id for failure in thrown if id(failure) in linked and not early]
+    return Fail(error_info(raised, named[-1] if named else None), retryable=not isinstance(raised, FINAL))
 
 
 def changed(ahead: StoredStep, what_it_did: str) -> NonDeterminismError:

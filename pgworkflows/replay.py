@@ -187,7 +187,7 @@ class Replay:
             except StopIteration as stop:
                 return self._returned(stop.value)
             except BaseException as raised:
-                return escaped(raised, self._thrown)
+                return escaped(raised, self._thrown, early=self._position < len(self._history))
             if not _is_known(command):
                 value, error = None, not_a_command(command)
                 continue

@@ -219,11 +219,20 @@ class Telling:
     def __init__(self, told: Told, step: Step) -> None:
         self.saw: list[tuple[str, Any]] = []
         self.path: list[str] = []
+        self.asked: list[tuple[str, str]] = []
+        self.raised = False
         self.last: Any = None
         self.timeline: dict[str, Any] = {}
         self._told = told
         self._step = step
         self._let_go = False
+
+    def whole(self, tree: Block) -> Generator[Command[Any], Any, None]:
+        try:
+            yield from self.block(tree, "")
+        except BaseException:
+            self.raised = not self._let_go
+            raise
 
     def block(self, nodes: Block, path: str) -> Generator[Command[Any], Any, None]:
         for index, node in enumerate(nodes):
@@ -274,6 +283,8 @@ class Telling:
         try:
             yield from self.block(node.body, f"{path}t")
         except CATCHES[node.catch] as error:
+            if not isinstance(error, StepFailedError | WrappedError | LookupError) and node.catch != "base":
+                self._told.wrongs.append(f"the handler was told of {error!r} at {path}")
             yield from self.block(node.handler, f"{path}e")
             match node.after:
                 case "reraise":
@@ -289,6 +300,8 @@ class Telling:
                 yield from self.block(node.final, f"{path}f")
 
     def _ask(self, command: Command[Any]) -> Generator[Command[Any], Any, None]:
+        if not self._let_go:
+            self.asked.append((command.id, command.kind))
         try:
             value = yield command
         except StepFailedError as error:
@@ -318,7 +331,7 @@ class Told:
     def handler(self, step: Step) -> Steps[int]:
         telling = Telling(self, step)
         self.tellings.append(telling)
-        yield from telling.block(self.tree, "")
+        yield from telling.whole(self.tree)
         return len(telling.saw)
 
 
@@ -379,7 +392,7 @@ def _node(draw: st.DrawFn, depth: int) -> Node:
 
 AFTER = ("swallow", "swallow", "reraise", "wrap", "hide")
 FORKS = ("try", "try", "try", "branch", "loop")
-TIMEOUTS = st.none() | st.integers(1, 9)
+TIMEOUTS = st.sampled_from((None, 1, 2, 4, 9))
 LEAF: dict[str, st.SearchStrategy[Node]] = {
     "run": st.builds(Run, st.sampled_from(VALUES)),
     "failing": st.builds(
@@ -396,3 +409,67 @@ LEAF: dict[str, st.SearchStrategy[Node]] = {
     "rare": st.sampled_from((Pause(), Pause(), Nonsense(), Twin(), Break())),
 }
 LEAVES = ("run", "run", "failing", "failing", "wait_for", "wait_for", "delay", "until", "poll", "rare")
+
+
+# What happens to a run meanwhile --------------------------------------------------------------------------------------
+
+EVER = 3000
+
+
+@dataclass(frozen=True)
+class Mail:
+    """An event that somebody sends, so many seconds after the start, or after the deed before it."""
+
+    at_s: int
+    name: str
+    data: str
+    key: str | None = None
+
+
+@dataclass(frozen=True)
+class Work:
+    """A worker claims the run, and dies after so many flushes; each thing it does takes a while."""
+
+    flushes: int
+    pass_s: float = 0
+
+
+@dataclass(frozen=True)
+class Pass:
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A client's call."""
+
+    what: str
+
+
+_calls = st.sampled_from(("pause", "resume", "resume", "cancel", "retry", "retry", "fast_forward")).map(Ask)
+deeds = st.lists(
+    st.builds(Work, st.sampled_from((0, 1, 2, 3, EVER)), st.sampled_from((0, 0, 0.5, 3)))
+    | st.just(Work(EVER))
+    | st.builds(Pass, st.sampled_from((0.5, 1, 2, 4, 9)))
+    | st.builds(
+        Mail,
+        st.sampled_from((0, 0, 2, 9)),
+        st.sampled_from(EVENTS),
+        st.sampled_from(("1", "2", '{"n":3}')),
+        st.none() | st.just("k"),
+    )
+    | _calls,
+    min_size=3,
+    max_size=25,
+)
+
+mails = st.lists(
+    st.builds(
+        Mail,
+        st.integers(-1, 12),
+        st.sampled_from(EVENTS),
+        st.sampled_from(("1", "2", '{"n":3}', "{}")),
+        st.none() | st.sampled_from(("k", "l")),
+    ),
+    max_size=8,
+)

@@ -18,7 +18,15 @@ from tenacity.wait import wait_base, wait_fixed
 
 from pgworkflows.commands import Command, PollResult, RunCommand, Step, StepContext, Steps
 from pgworkflows.decisions import CallStep, Complete, EventTaken, Fail, Raised, Returned, StepWrite, Suspend, Turn
-from pgworkflows.errors import SerializationError, StepFailedError, StepTimeoutError
+from pgworkflows.errors import (
+    DuplicateStepError,
+    InvalidInputError,
+    SerializationError,
+    StepFailedError,
+    StepTimeoutError,
+    WorkflowEngineError,
+    WorkflowTimeoutError,
+)
 from pgworkflows.failures import error_info
 from pgworkflows.history import ErrorInfo, StepKind, StepStatus, StoredEvent, StoredStep
 from pgworkflows.replay import Replay, Trail
@@ -444,9 +452,25 @@ def test_of_two_failures_the_one_that_got_out_is_named() -> None:
                 yield step.run("refund", work)
             raise
 
+    def undone_and_wrapped(step: Step) -> Steps[None]:
+        try:
+            yield from undone(step)
+        except StepFailedError as error:
+            raise LookupError("wrapped") from error
+
     history = stored(failed("charge"), failed("refund"))
     assert failure_of(begin(undone, history)).error.step_id == "refund"
+    assert failure_of(begin(undone_and_wrapped, history)).error.step_id == "refund"
     assert failure_of(begin(reraised, history)).error.step_id == "charge"
+
+
+@pytest.mark.parametrize("kind", [InvalidInputError, SerializationError, DuplicateStepError, WorkflowTimeoutError])
+def test_what_another_execution_would_only_repeat_is_not_retried(kind: type[WorkflowEngineError]) -> None:
+    def handler(step: Step) -> Steps[None]:
+        yield step.run("first", work)
+        raise kind("no")
+
+    assert not failure_of(begin(handler, stored(("first", "1")))).retryable
 
 
 def test_errors_of_the_users_are_told_apart_by_identity() -> None:
@@ -470,6 +494,14 @@ def test_errors_of_the_users_are_told_apart_by_identity() -> None:
 
     failure = failure_of(begin(handler, stored(failed("bad"))))
     assert (failure.error.message, failure.error.step_id) == ("outer", None)
+
+
+def test_a_failure_that_was_caught_once_is_not_taken_back_when_a_changed_handler_lets_it_out() -> None:
+    history = stored(failed("bad"), waiting("it", StepKind.WAIT_FOR))
+    for handler in (uncaught, wrapped):
+        failure = failure_of(begin(handler, history))
+        assert failure.error.type == ("OSError" if handler is uncaught else "LookupError")
+        assert failure.error.step_id is None
 
 
 def test_a_step_whose_failure_was_taken_back_is_called_again() -> None:
@@ -660,6 +692,18 @@ def test_a_wait_for_a_moment_that_the_handler_computes_anew_keeps_the_first_one(
     history = stored(waiting("then", StepKind.WAIT_UNTIL, row.wake_at))
     assert begin(handler, history, (), NOW + 4 * SECOND) == Turn((), (), Suspend("then", "timer"))
     assert begin(handler, history, (), NOW + 5 * SECOND).decision == Complete('"then"')
+
+
+def test_a_wait_does_not_end_early_for_what_the_handler_asks_now() -> None:
+    def until(step: Step) -> Steps[None]:
+        yield step.wait_until("then", NOW - SECOND)
+
+    def nothing(step: Step) -> Steps[None]:
+        yield step.delay("then", 0)
+
+    later = NOW + SECOND
+    assert begin(until, [waiting("then", StepKind.WAIT_UNTIL, later)]) == Turn((), (), Suspend("then", "timer"))
+    assert begin(nothing, [waiting("then", StepKind.DELAY, later)]) == Turn((), (), Suspend("then", "timer"))
 
 
 def test_a_moment_that_is_past_and_a_delay_of_nothing_return_at_once() -> None:
@@ -964,8 +1008,12 @@ def test_a_finally_with_yields_neither_runs_them_nor_raises_through_generators_t
             yield step.wait_for("it", "it")
         finally:
             seen.append("inner")
-            yield step.run("clean-up", seen.append, "cleaned")
-            seen.append("after clean-up")
+            try:
+                yield step.run("clean-up", seen.append, "cleaned")
+                seen.append("after clean-up")
+            finally:
+                seen.append("innermost")
+                yield step.run("polish", seen.append, "polished")
 
     def handler(step: Step) -> Steps[str]:
         try:
@@ -981,7 +1029,7 @@ def test_a_finally_with_yields_neither_runs_them_nor_raises_through_generators_t
     turn = begin(handler)
     assert turn.decision == Suspend("it", "event", "it")
     assert [row.step_id for row in turn.writes] == ["it"]
-    assert seen == ["inner", "outer"]
+    assert seen == ["inner", "innermost", "outer"]
 
 
 def test_once_the_wait_is_over_the_finally_runs_its_steps() -> None:

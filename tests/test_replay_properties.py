@@ -9,21 +9,23 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
 from enum import Enum
 from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, event, given, note, settings
 from hypothesis import strategies as st
-from random_workflows import EVENTS, Block, Delay, Lines, Run, Told, trees
-from replay_model import START, Database
+from random_workflows import Ask, Block, Delay, Lines, Mail, Pass, Run, Told, Work, deeds, mails, trees
+from replay_model import START, Database, EventRow
 
 from pgworkflows.claims import ClaimedRun
+from pgworkflows.decisions import StepWrite
 from pgworkflows.definition import workflow
 from pgworkflows.history import StepKind, StepStatus, StoredStep
 from pgworkflows.journal import Answer, Entry, Verdict
+from pgworkflows.results import POLL_TIMED_OUT
 from pgworkflows.runner import Execution
 from pgworkflows.runs import RunStatus
 
@@ -37,16 +39,6 @@ pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptio
 
 FINAL = (StepStatus.COMPLETED, StepStatus.FAILED)
 TIMED = (StepKind.WAIT_FOR, StepKind.WAIT_UNTIL, StepKind.DELAY)
-
-
-@dataclass(frozen=True)
-class Mail:
-    """An event that somebody sends, so many seconds after the start."""
-
-    at_s: int
-    name: str
-    data: str
-    key: str | None = None
 
 
 class Disturbance(Enum):
@@ -80,6 +72,7 @@ class Play:
         self._plan = plan or {}
         self._late: list[Entry] = []
         self._known: dict[str, str] = {}
+        self._as_of = START
         self._lines = Lines()
         self._logger = logging.Logger("modelled", logging.INFO)
         self._logger.addHandler(self._lines)
@@ -113,6 +106,7 @@ class Play:
     def work(self, claimed: ClaimedRun, *, flushes: int = PATIENCE, pass_s: float = 0) -> None:
         """Advance a claimed run as a worker does, for at most so many flushes; time passes between any two things."""
         execution = Execution(claimed, self.workflow, self._logger)
+        self._as_of = claimed.as_of
         while self._goes_on(execution, None):
             call = execution.next_call()
             entry = execution.work(call)
@@ -138,7 +132,7 @@ class Play:
 
     def flush(self, entry: Entry) -> Answer:
         """Write an entry, watching what becomes of the rows."""
-        self._watch_waits(entry)
+        self._watch_entry(entry)
         before = self.database.steps.copy()
         answer = self.database.flush(entry)
         assert answer.verdict is Verdict.WRITTEN
@@ -261,7 +255,13 @@ class Play:
                 self.wrongs.append(f"a deadline moved: {old} became {new}")
             if old.kind is StepKind.POLL and old.deadline_at not in (None, new.deadline_at):
                 self.wrongs.append(f"a deadline moved: {old} became {new}")
-            if new.attempts < old.attempts:
+            if (
+                new.deadline_at is not None
+                and new.status is StepStatus.WAITING
+                and new.deadline_at < (new.wake_at or START)
+            ):
+                self.wrongs.append(f"a poll sleeps through its deadline: {new}")
+            if new.attempts < old.attempts or new.prior_attempts < old.prior_attempts:
                 self.wrongs.append(f"attempts were reset: {old} became {new}")
         binding = [step for step in self.database.history if not step.cleared]
         if [step.position for step in binding] != list(range(len(binding))):
@@ -269,25 +269,33 @@ class Play:
         if any(step.status not in FINAL for step in binding[:-1]):
             self.wrongs.append(f"a step without an outcome is followed by another: {binding}")
 
-    def _watch_waits(self, entry: Entry) -> None:
-        """Each wait that is over took the first event it could, or there was none by its deadline."""
+    def _watch_entry(self, entry: Entry) -> None:
+        """Hold what is about to be written against what was known when it was decided."""
+        if [row.position for row in entry.steps] != sorted({row.position for row in entry.steps}):
+            self.wrongs.append(f"rows are out of order: {entry.steps}")
         left = [event for event in self.database.events if event.step_id is None]
         for row in entry.steps:
-            if row.kind != StepKind.WAIT_FOR or row.status not in FINAL:
-                continue
             old = self.database.steps.get(row.step_id)
-            deadline = None if old is None else old.wake_at
-            fit = [
-                event
-                for event in left
-                if event.name == row.event_name and (deadline is None or event.received_at <= deadline)
-            ]
-            took = [taken.event_id for taken in entry.events if taken.step_id == row.step_id]
-            if took != [event.id for event in fit[:1]]:
-                self.wrongs.append(f"{row.step_id} took {took} of {fit}, its deadline being {deadline}")
-            if not took and (deadline is None or deadline > self.database.now):
-                self.wrongs.append(f"{row.step_id} timed out before {deadline}")
-            left = [event for event in left if event.id not in took]
+            if row.kind in TIMED and row.status == StepStatus.WAITING and old is not None:
+                self.wrongs.append(f"a wait was written again: {row}")
+            if row.kind == StepKind.POLL and row.status != StepStatus.FAILED:
+                late = old is not None and old.deadline_at is not None and old.deadline_at <= self._as_of
+                if late and row.status == StepStatus.WAITING:
+                    self.wrongs.append(f"a poll went on after its deadline: {row}")
+                if not late and row.output == POLL_TIMED_OUT:
+                    self.wrongs.append(f"a poll gave up before its deadline: {row}")
+            if row.kind == StepKind.WAIT_FOR and row.status in FINAL:
+                taken = [each.event_id for each in entry.events if each.step_id == row.step_id]
+                self._watch_wait(row, taken, None if old is None else old.wake_at, left)
+                left = [event for event in left if event.id not in taken]
+
+    def _watch_wait(self, row: StepWrite, taken: list[int], deadline: datetime | None, left: list[EventRow]) -> None:
+        """A wait that is over took the first event it could, or there was none by its deadline."""
+        fit = [e.id for e in left if e.name == row.event_name and (deadline is None or e.received_at <= deadline)]
+        if taken != fit[:1]:
+            self.wrongs.append(f"{row.step_id} took {taken} of {fit}, its deadline being {deadline}")
+        if not taken and (deadline is None or deadline > self._as_of):
+            self.wrongs.append(f"{row.step_id} timed out before {deadline}")
 
     def _remember(self) -> None:
         """All executions see the same of a step that has its outcome."""
@@ -322,16 +330,6 @@ def ending(play: Play) -> dict[str, Any]:
     return shown(play.database) | {"saw": repr(play.told.tellings[-1].saw)}
 
 
-mails = st.lists(
-    st.builds(
-        Mail,
-        st.integers(-1, 12),
-        st.sampled_from(EVENTS),
-        st.sampled_from(("1", "2", '{"n":3}', "{}")),
-        st.none() | st.sampled_from(("k", "l")),
-    ),
-    max_size=8,
-)
 retries = st.sampled_from((0, 0, 1, 2))
 plans = st.dictionaries(st.integers(0, 40), st.sampled_from(Disturbance), max_size=12)
 crashes = st.sets(st.integers(0, 40), max_size=15).map(lambda points: dict.fromkeys(points, Disturbance.CRASH))
@@ -419,9 +417,14 @@ def test_a_handler_that_does_not_do_what_it_did_writes_nothing_and_once_mended_g
     before = play.database.history
     play.told.tree = changed(tree, at, how)
     entry = play.replayed(claimed)
-    if entry.error is None or entry.error.type != "NonDeterminismError":
+    telling = play.told.tellings[-1]
+    if telling.asked[: len(before)] == [(step.step_id, step.kind) for step in before]:
+        assert entry.error is None or entry.error.type != "NonDeterminismError"
         return  # it differs only in what was not reached yet, or not at all
     event("refused")
+    assert entry.error is not None
+    # Or it stumbled over something else first: an error of its own, or a result that is not what it expects.
+    assert telling.raised or entry.error.type in ("NonDeterminismError", "SerializationError")
     assert (entry.action, entry.steps, entry.events) == ("fail", (), ())
     play.flush(entry)
     assert play.database.status is RunStatus.FAILED
@@ -432,38 +435,6 @@ def test_a_handler_that_does_not_do_what_it_did_writes_nothing_and_once_mended_g
 
 
 # Time passes, and anybody does anything ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Work:
-    """A worker claims the run, and dies after so many flushes; each thing it does takes a while."""
-
-    flushes: int
-    pass_s: float
-
-
-@dataclass(frozen=True)
-class Pass:
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Ask:
-    """A client's call."""
-
-    what: str
-
-
-calls = st.sampled_from(("pause", "resume", "resume", "cancel", "retry", "retry", "fast_forward")).map(Ask)
-deeds = st.lists(
-    st.builds(Work, st.sampled_from((0, 1, 2, 3, PATIENCE)), st.sampled_from((0, 0, 0.5, 3)))
-    | st.builds(Pass, st.sampled_from((0.5, 1, 2, 5)))
-    | st.builds(
-        Mail, st.just(0), st.sampled_from(EVENTS), st.sampled_from(("1", "2", '{"n":3}')), st.none() | st.just("k")
-    )
-    | calls,
-    max_size=25,
-)
 
 
 @MANY
@@ -478,7 +449,8 @@ def test_whatever_anybody_does_and_however_long_it_takes_the_laws_hold(
         match deed:
             case Pass(seconds):
                 play.pass_time(seconds)
-            case Mail(_, name, data, key):
+            case Mail(after_s, name, data, key):
+                play.pass_time(after_s)
                 database.trigger_event(name, data, key)
             case Ask("fast_forward"):
                 database.fast_forward("7")
