@@ -85,6 +85,11 @@ class Crew:
         """Claim no more, let the steps in flight end, write everything, and give back what is left; at once when
         `hurried` says so."""
         self._closing.set()
+        self._logger.info(
+            "pgworkflows: worker %s is stopping, with %d runs in hand",
+            self._holdings.worker_id,
+            len(self._holdings.executions),
+        )
         self.dispatcher.close()
         deadline = time.monotonic() + grace_s
         while self._holdings.executions and time.monotonic() < deadline and not hurried():

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -96,12 +97,12 @@ class WorkerProcess:
 
     def __init__(self, url: str, **options: Any) -> None:
         self._url = url
+        self._log = tempfile.NamedTemporaryFile("a")  # noqa: SIM115  (closed when the process has ended)
         self.process = subprocess.Popen(
             [sys.executable, str(PROGRAM), url, json.dumps(options)],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
+            stderr=self._log,
         )
 
     @property
@@ -121,17 +122,25 @@ class WorkerProcess:
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def end(self) -> tuple[int, str]:
-        """Wait for its end: exit status and what it wrote to stderr."""
-        _, errors = self.process.communicate(timeout=30)
-        return self.process.returncode, errors
+    def said(self) -> str:
+        """What it has logged so far."""
+        return Path(self._log.name).read_text()
+
+    def end(self) -> int:
+        """Wait for its end: the exit status."""
+        return self.process.wait(30)
 
     def kill(self) -> None:
         """End it at once, if it has not ended."""
-        if self.process.returncode is None:
+        if self.process.poll() is None:
             self.process.send_signal(signal.SIGCONT)
             self.process.kill()
-            self.process.communicate()
+            self.process.wait(30)
+
+    def forget(self) -> None:
+        """Whatever is left of it."""
+        self.kill()
+        self._log.close()
 
 
 @contextmanager
@@ -148,7 +157,7 @@ def worker_processes(url: str) -> Generator[WorkerProcesses]:
         yield processes
     finally:
         for process in processes.started:
-            process.kill()
+            process.forget()
 
 
 class WorkerProcesses:

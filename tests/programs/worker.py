@@ -11,7 +11,7 @@ import stories
 
 from pgworkflows import WorkflowEngine
 
-logging.basicConfig()
+logging.basicConfig(level=logging.INFO)
 url, options = sys.argv[1], json.loads(sys.argv[2])
 stories.url = url
 with WorkflowEngine(url, workflows=stories.WORKFLOWS) as engine:
