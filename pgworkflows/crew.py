@@ -179,9 +179,11 @@ class Crew:
                         execution.run.run_id,
                     )
                 self._let_go(execution, entry)
-            case Verdict.REFUSED if entry.action == "fail" and not entry.steps:
-                self._logger.error("pgworkflows: run %s cannot be ended: %s", execution.run.run_id, answer.reason)
-                self._scribe.submit(execution, execution.release_entry())
+            case Verdict.REFUSED if entry.action in ("fail", "release") and not entry.steps:
+                # A constraint or a trigger of somebody else's. Not given back at once, for it would be back at once:
+                # the next count of what this worker holds does that.
+                self._logger.error("pgworkflows: run %s cannot be written: %s", execution.run.run_id, answer.reason)
+                self._let_go(execution, entry)
             case Verdict.REFUSED:
                 self._scribe.submit(execution, without_results(entry, answer.reason))
             case _ if entry.action == "checkpoint" and answer.control is None:

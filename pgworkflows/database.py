@@ -56,8 +56,9 @@ where s.name in ('statement_timeout', 'transaction_timeout', 'idle_session_timeo
 """
 
 
-DATA_ERROR_CLASSES = frozenset({"21", "22", "23", "54"})
-"""SQLSTATE classes of errors that one row of a statement causes, and that the same statement would only repeat."""
+DATA_ERROR_CLASSES = frozenset({"21", "22", "23", "54", "2F", "38", "39", "P0"})
+"""SQLSTATE classes of errors that one row of a statement causes, and that the same statement would only repeat. The
+last four are what triggers raise that somebody has put on our tables."""
 
 
 class Unavailable(Exception):

@@ -446,3 +446,40 @@ def test_what_the_server_refuses_is_told_without_our_own_statements(client: Work
     [answer] = first.write(Entry(run.run_id, run.claim_id, 0, "checkpoint", (bad,)))
     assert answer.verdict is Verdict.REFUSED
     assert answer.reason == 'invalid input syntax for type json (Token "no" is invalid.)'
+
+
+class TestAWriteThatSomebodyElsesRuleForbids:
+    """Triggers and constraints may be put on our tables, like on all tables."""
+
+    def test_fails_the_step_and_holds_up_nobody(self, engine: WorkflowEngine, desk: Desk, database_url: str) -> None:
+        desk.close()
+        with psycopg.connect(database_url, autocommit=True) as admin:
+            admin.execute(
+                "create function public.veto() returns trigger language plpgsql as "
+                "$$begin if new.output::text = '13' then raise 'unlucky'; end if; return new; end$$"
+            )
+            admin.execute("create trigger veto before insert on pgworkflows.steps for each row execute function veto()")
+        runs = [engine.start_workflow("stay", number) for number in (12, 13, 14)]
+        engine.worker().run_until_idle(timeout=20)
+        done = [engine.get_run(run.id) for run in runs]
+        assert [run.status for run in done] == [RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.COMPLETED]
+        assert done[1].error is not None
+        assert "unlucky" in done[1].error["message"]
+
+    def test_of_a_runs_end_is_tried_again_now_and_then_only(
+        self, engine: WorkflowEngine, desk: Desk, database_url: str, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        desk.close()
+        with psycopg.connect(database_url, autocommit=True) as admin:
+            admin.execute(
+                "alter table pgworkflows.runs add constraint unlucky "
+                "check (input::text <> '13' or status in ('pending', 'running'))"
+            )
+        with working(engine, poll_interval=5):
+            unlucky = engine.start_workflow("stay", 13)
+            until(lambda: "cannot be written" in caplog.text, "it is refused")
+            for number in range(14, 30):
+                assert engine.wait_for_run(engine.start_workflow("stay", number).id, timeout=20).output == number
+            assert caplog.text.count("cannot be written") == 1
+        # Given back by the worker that stops, without an end.
+        assert engine.get_run(unlucky.id).status is RunStatus.PENDING
