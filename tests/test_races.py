@@ -117,10 +117,11 @@ class Slowed:
         assert source.count(condition) == 1, f"{function} has no such condition any more"
         copied = source.replace(f"FUNCTION pgworkflows.{function}(", f"FUNCTION public.{function}(")
         with psycopg.connect(url, autocommit=True) as conn:
-            conn.execute(
+            still = (
                 "create function public.stands_still() returns boolean language plpgsql volatile as "
                 f"'begin perform pg_advisory_xact_lock_shared({KEY}); return true; end'"
             )
+            conn.execute(still.encode())
             conn.execute(copied.replace(condition, f"{condition} and public.stands_still()").encode())
         self._gate = psycopg.connect(url, autocommit=True)
         self._answers: list[Any] = []
