@@ -340,10 +340,14 @@ class Lines(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.lines: list[str] = []
+        self.records: list[logging.LogRecord] = []
+
+    @property
+    def lines(self) -> list[str]:
+        return [record.getMessage() for record in self.records]
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.lines.append(record.getMessage())
+        self.records.append(record)
 
 
 # Where trees come from -----------------------------------------------------------------------------------------------

@@ -155,7 +155,8 @@ class Play:
 
     def lines_missed(self) -> list[str]:
         """What the last execution went through, but none has logged."""
-        return [path for path in self.told.tellings[-1].path if path not in self.lines]
+        said = set(self.lines)
+        return [path for path in self.told.tellings[-1].path if path not in said]
 
     # What happens to it ----------------------------------------------------------------------------------------------
 
