@@ -1479,6 +1479,7 @@ begin
                     'traceback', coalesce(r.error, v.error::json) -> 'traceback',
                     'step_id', v.error::json -> 'step_id'
                 )
+                when v.control = 'retry' and v.action in ('fail', 'retry') then v.error::json
                 when v.control is not null then r.error
                 when v.action = 'complete' then null
                 when v.action in ('fail', 'retry') then v.error::json
@@ -1501,7 +1502,11 @@ begin
         where r.id = v.run_id
     )
     select
-        (select array_agg(v.run_id) from verdict as v where v.action = 'retry' and v.control is null),
+        -- A step that failed after its run was cancelled and retried was told to stop: it is done again, too.
+        (
+            select array_agg(v.run_id) from verdict as v
+            where (v.action = 'retry' and v.control is null) or (v.action in ('fail', 'retry') and v.control = 'retry')
+        ),
         (select array_agg(v.run_id) from verdict as v where v.control = 'cancel'),
         (select array_agg(distinct m.queue) from moved as m where m.status = 'pending' and m.wake_at is null)
     into retried, ended, lanes;

@@ -27,7 +27,7 @@ from pgworkflows.database import Refused, Unavailable
 from pgworkflows.decisions import StepWrite
 from pgworkflows.ear import LISTEN_FOR_S
 from pgworkflows.heartbeat import HEARTBEAT_S
-from pgworkflows.history import StepStatus
+from pgworkflows.history import ErrorInfo, StepStatus
 from pgworkflows.holdings import Holdings
 from pgworkflows.journal import Answer, Entry, Verdict
 from pgworkflows.peers import PATIENCE_S
@@ -484,3 +484,24 @@ class TestAWriteThatSomebodyElsesRuleForbids:
             assert caplog.text.count("cannot be written") == 1
         # Given back by the worker that stops, without an end.
         assert engine.get_run(unlucky.id).status is RunStatus.PENDING
+
+
+@pytest.mark.parametrize("action", ["fail", "retry"])
+def test_a_failure_that_comes_after_the_run_was_cancelled_and_retried_is_taken_back(
+    client: WorkflowClient, first: HandWorker, database_url: str, action: str
+) -> None:
+    """The step was told to stop, and raised; by then the run was to go on again."""
+    client.start_workflow("plan")
+    run = first.claim_one()
+    client.cancel_workflow(run.run_id)
+    client.retry_workflow(run.run_id)
+    error = ErrorInfo("Stopped", "it was told to", None, "a")
+    failed = StepWrite(0, "a", "run", StepStatus.FAILED, error=error, attempts=1)
+    entry = Entry(
+        run.run_id, run.claim_id, 0, action, (failed,), step_id="a", error=error, wake_after=timedelta(hours=1)
+    )
+    assert first.write(entry) == [Answer(Verdict.WRITTEN, "retry")]
+    again = first.claim_one()
+    [step] = again.steps
+    assert step.cleared
+    assert (step.attempts, again.retry_count) == (1, 0)
