@@ -6,17 +6,19 @@ The finer interleavings are in test_fencing, test_take_over, test_waits and test
 from __future__ import annotations
 
 import contextlib
+import random
 import threading
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
 from waiting import until
 from working import HandWorker, make_due, rows, value, worker_processes, working
 
 from pgworkflows import (
+    InvalidStatusError,
     RunStatus,
     Step,
     StepRecord,
@@ -26,6 +28,7 @@ from pgworkflows import (
     WorkflowEngine,
     WorkflowRun,
     current_step,
+    heartbeat,
     workflow,
     workflow_ref,
 )
@@ -635,3 +638,117 @@ class TestAWorkflowThatChangedUnderARun:
         assert engine.get_run(run.id).output == "done"
         assert log.calls == ["a", "b", "c"]
         assert step_of(engine, run.id, "go").output == 1
+
+
+class Trouble:
+    """Everything that can happen to runs and workers from outside, at random, until told to stop."""
+
+    def __init__(self, engine: WorkflowEngine, runs: list[UUID], seed: int) -> None:
+        self._engine = engine
+        self._runs = runs
+        self._chance = random.Random(seed)
+        self.over = threading.Event()
+
+    def make(self) -> None:
+        while not self.over.is_set():
+            run_id = self._chance.choice(self._runs)
+            mischief = self._chance.choices(
+                [
+                    lambda: self._engine.pause_workflow(run_id),  # noqa: B023  (called in this round)
+                    lambda: self._engine.resume_workflow(run_id),  # noqa: B023
+                    lambda: self._engine.cancel_workflow(run_id),  # noqa: B023
+                    lambda: self._engine.retry_workflow(run_id),  # noqa: B023
+                    lambda: self._engine.trigger_event(run_id, "go"),  # noqa: B023
+                    lambda: self._engine.fast_forward_workflow(run_id),  # noqa: B023
+                    self._end_a_session,
+                    self._bury_a_worker,
+                ],
+                weights=[20, 30, 6, 14, 30, 5, 2, 2],
+            )[0]
+            with contextlib.suppress(InvalidStatusError):
+                mischief()
+            self.over.wait(self._chance.uniform(0, 0.01))
+
+    def _end_a_session(self) -> None:
+        """Of a worker: its claims, its journal, its heartbeat, or its ear."""
+        rows(
+            self._engine.conninfo,
+            "select pg_terminate_backend(pid) from pg_stat_activity where datname = current_database() "
+            "and pid <> pg_backend_pid() and application_name = 'pgworkflows' "
+            "and query ~ 'claim|flush|beat|listen' order by random() limit 1",
+        )
+
+    def _bury_a_worker(self) -> None:
+        """One that lives: as if its peers had taken it for dead."""
+        rows(
+            self._engine.conninfo,
+            "delete from pgworkflows.workers where id = (select id from pgworkflows.workers order by random() limit 1)",
+        )
+
+
+def test_nothing_of_this_happens_when_everything_happens_at_once(
+    engine: WorkflowEngine, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "TAKE_OVER_EVERY_S", 0.2)
+    wrong: list[str] = []
+
+    def call(previous: str | None) -> str:
+        """A result that no other call has; that of the step before must be what is stored of it, now and for ever."""
+        current = current_step()
+        stored = dict(
+            rows(
+                database_url,
+                "select step_id, output #>> '{}' from pgworkflows.steps where run_id = %s and status = 'completed'",
+                current.run_id,
+            )
+        )
+        number = int(current.step_id.split()[1])
+        if current.step_id in stored:
+            wrong.append(f"{current.run_id} runs {current.step_id} again")
+        if previous is not None and stored.get(f"call {number - 1}") != previous:
+            wrong.append(f"{current.run_id} goes on from {previous}, which is not stored: {stored}")
+        threading.Event().wait(random.uniform(0, 0.03))
+        return f"{current.step_id} {uuid4()}"
+
+    @workflow("plan")
+    def plan(step: Step) -> Steps[list[str]]:
+        results: list[str] = []
+        for number in range(12):
+            results.append((yield step.run(f"call {number}", call, results[-1] if results else None)))
+            if number % 3 == 2:
+                yield step.wait_for(f"event {number}", "go", timeout=0.3)
+                yield step.delay(f"nap {number}", 0.01)
+        return results
+
+    engine.register_workflow(plan)
+    seed = random.randrange(10**6)
+    with contextlib.ExitStack() as workers:
+        for _ in range(2):
+            workers.enter_context(working(engine, threads=3, poll_interval=0.2))
+        runs = [engine.start_workflow(plan).id for _ in range(10)]
+        trouble = Trouble(engine, runs, seed)
+        maker = threading.Thread(target=trouble.make)
+        maker.start()
+        trouble.over.wait(2)  # no waiting for a thing: that long it lasts
+        trouble.over.set()
+        maker.join(20)
+        for run_id in runs:
+            with contextlib.suppress(InvalidStatusError):
+                engine.resume_workflow(run_id)
+            with contextlib.suppress(InvalidStatusError):
+                engine.retry_workflow(run_id)
+        for run_id in runs:
+            done = engine.wait_for_run(run_id, timeout=30)
+            assert done.status is RunStatus.COMPLETED, seed
+            assert done.output == [step.output for step in engine.get_steps(run_id) if step.kind == "run"], seed
+            assert len(done.output) == 12, seed
+    assert wrong == [], seed
+    assert rows(database_url, "select 1 from pgworkflows.queue") == []
+    # Each event was taken by one wait at most, and each wait took one at most.
+    assert (
+        rows(
+            database_url,
+            "select 1 from pgworkflows.events where step_id is not null group by run_id, step_id having count(*) > 1",
+        )
+        == []
+    )
