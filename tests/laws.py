@@ -52,7 +52,7 @@ class Watch:
     def _row(self, old: StoredStep, new: StoredStep) -> None:
         if old.kind in TIMED and new.wake_at != old.wake_at:
             self._wrongs.append(f"a deadline moved: {old} became {new}")
-        if new.attempts < old.attempts or new.prior_attempts < old.prior_attempts:
+        if new.attempts < old.attempts:
             self._wrongs.append(f"attempts were reset: {old} became {new}")
         if old.kind is StepKind.POLL and old.deadline_at is not None:
             if new.deadline_at != old.deadline_at:

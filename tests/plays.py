@@ -84,8 +84,11 @@ class Play:
             claimed = self.database.claim()
         return claimed
 
-    def work(self, claimed: ClaimedRun, *, flushes: int = EVER, pass_s: float = 0) -> None:
-        """Advance a claimed run as a worker does, for at most so many flushes; time passes between any two things."""
+    def work(
+        self, claimed: ClaimedRun, *, flushes: int = EVER, pass_s: float = 0, meanwhile: Sequence[str] = ()
+    ) -> None:
+        """Advance a claimed run as a worker does, for at most so many flushes; time passes between any two things, and
+        clients make their calls before the first flush."""
         execution = Execution(claimed, self.workflow, self._logger)
         self._as_of = claimed.as_of
         while self._goes_on(execution, None):
@@ -103,6 +106,9 @@ class Play:
                 self._crash(execution, entry)
                 return
             flushes -= 1
+            for call_of_client in meanwhile:
+                getattr(self.database, call_of_client)()
+            meanwhile = ()
             answer = self.flush(entry)
             self.watch.seen(self.told.tellings[-1].saw)
             if self._disturbance() is Disturbance.RESEND:

@@ -432,10 +432,12 @@ class Mail:
 
 @dataclass(frozen=True)
 class Work:
-    """A worker claims the run, and dies after so many flushes; each thing it does takes a while."""
+    """A worker claims the run, and dies after so many flushes; each thing it does takes a while. `meanwhile` are the
+    calls that a client makes before the first flush."""
 
     flushes: int
     pass_s: float = 0
+    meanwhile: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -452,7 +454,12 @@ class Ask:
 
 _calls = st.sampled_from(("pause", "resume", "resume", "cancel", "retry", "retry", "fast_forward")).map(Ask)
 deeds = st.lists(
-    st.builds(Work, st.sampled_from((0, 1, 2, 3, EVER)), st.sampled_from((0, 0, 0.5, 3)))
+    st.builds(
+        Work,
+        st.sampled_from((0, 1, 2, 3, EVER)),
+        st.sampled_from((0, 0, 0.5, 3)),
+        st.sampled_from(((), (), (), ("pause",), ("pause", "resume"), ("cancel",), ("cancel", "retry"))),
+    )
     | st.just(Work(EVER))
     | st.builds(Pass, st.sampled_from((0.5, 1, 2, 4, 9)))
     | st.builds(

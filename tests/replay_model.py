@@ -328,6 +328,9 @@ class Database:
             if entry.error is not None:
                 self.error = replace(self.error or entry.error, step_id=entry.error.step_id)
             self._end_waits()
+        elif control == "retry" and entry.error is not None:
+            self.error = entry.error
+            self._take_back_failures()
 
     def _show(self, entry: Entry, becomes: RunStatus | None, wakes: datetime | None) -> None:
         """The update of `runs` in move_on, when no operator has had a word."""

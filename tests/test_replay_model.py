@@ -6,7 +6,7 @@ Time passes by taking it off every moment that is stored, in both.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timedelta
 from itertools import count
@@ -48,7 +48,7 @@ class Both:
         self.told = Told(tree, start=self.began, now=lambda: self.model.now, called=lambda *_: None)
         self.workflow: Workflow[None, int] = workflow("modelled")(self.told.handler)
 
-    def work(self, flushes: int) -> None:
+    def work(self, flushes: int, meanwhile: Sequence[str]) -> None:
         claim = self.worker.claim()
         modelled = self.model.claim()
         assert (modelled is None) == (claim.runs == ())
@@ -67,9 +67,14 @@ class Both:
             if flushes == 0:
                 break
             flushes -= 1
-            self._flush(entry, claimed, modelled)
+            for what in meanwhile:
+                self.tick()
+                self.ask(what)
+                self.compare()
+            meanwhile = ()
+            control = self._flush(entry, claimed, modelled)
             self.compare()
-            if entry.action != "checkpoint":
+            if entry.action != "checkpoint" or control is not None:
                 break
         execution.close()
         self.model.take_over()
@@ -114,12 +119,13 @@ class Both:
     def compare(self) -> None:
         assert self._stored() == self._modelled()
 
-    def _flush(self, entry: Entry, claimed: ClaimedRun, modelled: ClaimedRun) -> None:
+    def _flush(self, entry: Entry, claimed: ClaimedRun, modelled: ClaimedRun) -> str | None:
         [answer] = self.worker.write(entry)
         ids = {real.id: model.id for real, model in zip(claimed.events, modelled.events, strict=True)}
         events = tuple(taken._replace(event_id=ids[taken.event_id]) for taken in entry.events)
         same = entry._replace(claim_id=modelled.claim_id, signal=modelled.signal, events=events)
         assert self.model.flush(same) == answer
+        return answer.control
 
     def _stored(self) -> dict[str, Any]:
         run = self._row("select * from pgworkflows.runs where id = %s")
@@ -252,8 +258,8 @@ def test_the_model_does_what_the_sql_does(database_url: str, connection: psycopg
             for deed in deeds:
                 both.tick()
                 match deed:
-                    case Work(flushes, _):
-                        both.work(flushes)
+                    case Work(flushes, _, meanwhile):
+                        both.work(flushes, meanwhile)
                     case Pass(seconds):
                         both.pass_time(seconds)
                     case Mail(after_s):

@@ -146,9 +146,9 @@ def test_whatever_anybody_does_and_however_long_it_takes_the_laws_hold(
                 database.fast_forward("7")
             case Ask(what):
                 getattr(database, what)()
-            case Work(flushes, pass_s):
+            case Work(flushes, pass_s, meanwhile):
                 claimed = database.claim()
                 if claimed is not None:
-                    play.work(claimed, flushes=flushes, pass_s=pass_s)
+                    play.work(claimed, flushes=flushes, pass_s=pass_s, meanwhile=meanwhile)
         play.watch.rows(before)
     play.run()
