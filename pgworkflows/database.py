@@ -31,6 +31,9 @@ _DEFAULTS = {
     "keepalives_idle": "10",
     "keepalives_interval": "5",
     "keepalives_count": "3",
+    # Keepalives are not sent while something waits to be acknowledged: a server that vanishes in the middle of a flush
+    # would be waited for through all retransmissions, a quarter of an hour.
+    "tcp_user_timeout": "25000",
 }
 # Whatever the database's encoding: what it cannot hold, the server refuses, and our own statements are UTF-8.
 _ALWAYS = {"client_encoding": "utf8"}

@@ -15,6 +15,7 @@ from uuid import uuid4
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict
 from pydantic import BaseModel, BeforeValidator
 from waiting import until
 from working import HandWorker, make_due, rows, value, working
@@ -23,7 +24,7 @@ from pgworkflows import RunStatus, Step, Steps, WorkflowClient, WorkflowEngine, 
 from pgworkflows.alarms import Alarms
 from pgworkflows.backoff import Backoff
 from pgworkflows.claims import Claim, ClaimedRun
-from pgworkflows.database import Refused, Unavailable
+from pgworkflows.database import Refused, Unavailable, normalise
 from pgworkflows.decisions import StepWrite
 from pgworkflows.ear import LISTEN_FOR_S
 from pgworkflows.heartbeat import HEARTBEAT_S
@@ -505,3 +506,9 @@ def test_a_failure_that_comes_after_the_run_was_cancelled_and_retried_is_taken_b
     [step] = again.steps
     assert step.cleared
     assert (step.attempts, again.retry_count) == (1, 0)
+
+
+def test_a_server_that_vanishes_in_the_middle_of_a_write_is_not_waited_for_a_quarter_of_an_hour() -> None:
+    """Without this, TCP repeats what was not acknowledged, at growing distances, also long after the server is back."""
+    assert int(conninfo_to_dict(normalise("postgresql://host/db"))["tcp_user_timeout"]) <= 30_000
+    assert conninfo_to_dict(normalise("host=host tcp_user_timeout=5"))["tcp_user_timeout"] == "5"
