@@ -132,7 +132,7 @@ def test_connections_that_a_restart_has_broken_are_replaced_before_use(own_serve
         assert set(connections(own_server.url)).isdisjoint(before)
         # Killed one by one, as an administrator or a proxy does it.
         for pid in connections(own_server.url):
-            value(own_server.url, "select pg_terminate_backend(%s)", pid)
+            value(own_server.url, "select pg_terminate_backend(%s, 5000)", pid)
         until(lambda: connections(own_server.url) == [], "the connections are gone")
         asked = time.monotonic()
         assert client.get_run(runs[0].id) == runs[0]
@@ -145,7 +145,7 @@ def test_connections_that_a_restart_has_broken_are_replaced_before_use(own_serve
             thread.start()
             blocked = "select pid from pg_stat_activity where wait_event_type = 'Lock'"
             [(pid,)] = until(lambda: rows(own_server.url, blocked), "the call waits")
-            holder.execute("select pg_terminate_backend(%s)", [pid])
+            holder.execute("select pg_terminate_backend(%s, 5000)", [pid])
             thread.join(20)
         [failure] = failures
         assert isinstance(failure, ConfigurationError)
@@ -197,7 +197,7 @@ def test_broken_connections_of_a_given_pool_are_replaced_before_use(database_url
         pool.wait()
         run = client.start_workflow("a")
         for pid in connections(database_url):
-            value(database_url, "select pg_terminate_backend(%s)", pid)
+            value(database_url, "select pg_terminate_backend(%s, 5000)", pid)
         asked = time.monotonic()
         assert client.get_run(run.id) == run
         assert time.monotonic() - asked < 4
