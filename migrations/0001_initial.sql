@@ -1218,18 +1218,24 @@ begin
         -- What is ready and was not claimed is locked: by another worker's claim, or in a client's transaction.
         'held', alone and claimed is null and (
             exists (
-                select from pgworkflows.queue as q
-                where q.status = 'pending' and q.wake_at is null
-                    and q.queue = any (queues) and q.workflow_id = any (workflows)
+                select from unnest(queues) as lane (queue)
+                cross join unnest(workflows) as known (workflow_id)
+                cross join lateral (
+                    select from pgworkflows.queue as q
+                    where q.status = 'pending' and q.wake_at is null
+                        and q.queue = lane.queue and q.workflow_id = known.workflow_id
+                    limit 1
+                ) as ready
             )
             or exists (
                 select from pgworkflows.queue as q
                 where q.wake_at <= now() and q.queue = any (queues) and q.workflow_id = any (workflows)
             )
         ),
+        -- Not min(): while the statistics say that there are few, it reads them all.
         'next_due', least(
-            (select min(q.wake_at) from pgworkflows.queue as q where q.wake_at is not null),
-            (select min(q.timeout_at) from pgworkflows.queue as q where q.timeout_at is not null)
+            (select q.wake_at from pgworkflows.queue as q where q.wake_at is not null order by q.wake_at limit 1),
+            (select q.timeout_at from pgworkflows.queue as q where q.timeout_at is not null order by q.timeout_at limit 1)
         ),
         'runs', case when claimed is null then '[]' else (
             select json_agg(json_build_object(

@@ -512,3 +512,26 @@ def test_a_server_that_vanishes_in_the_middle_of_a_write_is_not_waited_for_a_qua
     """Without this, TCP repeats what was not acknowledged, at growing distances, also long after the server is back."""
     assert conninfo_to_dict(normalise("postgresql://host/db"))["tcp_user_timeout"] == "25000"
     assert conninfo_to_dict(normalise("host=host tcp_user_timeout=5"))["tcp_user_timeout"] == "5"
+
+
+@pytest.mark.parametrize("wake_at", ["null", "now() + interval '1 hour'"])
+def test_a_claim_does_not_read_what_is_due_later_or_for_others(
+    first: HandWorker, database_url: str, wake_at: str
+) -> None:
+    """Also when many runs have just come or begun to wait, and the planner's statistics know nothing of that."""
+    read = "select coalesce(sum(idx_tup_read), 0) from pg_stat_user_indexes where relname = 'queue'"
+    with psycopg.connect(database_url, autocommit=True) as conn:
+        conn.execute("alter table pgworkflows.queue set (autovacuum_enabled = off)")
+        conn.execute(
+            "insert into pgworkflows.queue (run_id, workflow_id, queue, rank, ready_at) "
+            "select gen_random_uuid(), 'other', 'default', now(), now() from generate_series(1, 5000)"
+        )
+        conn.execute("analyze pgworkflows.queue")
+        conn.execute(f"update pgworkflows.queue set wake_at = {wake_at}, timeout_at = {wake_at}".encode())
+        conn.execute("select pg_stat_force_next_flush()")
+        [(before,)] = conn.execute(read).fetchall()
+        for _ in range(8):  # plans are made anew for the first calls
+            conn.execute("select pgworkflows.claim(%s, array['default'], array['plan'], 5, true, false)", [first.id])
+        conn.execute("select pg_stat_force_next_flush()")
+        [(after,)] = conn.execute(read).fetchall()
+    assert after - before < 500
