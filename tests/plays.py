@@ -10,7 +10,7 @@ from enum import Enum
 from typing import Any
 
 from laws import Watch
-from random_workflows import EVER, Block, Lines, Mail, Told
+from random_workflows import EVENTS, EVER, Block, Lines, Mail, Told
 from replay_model import START, Database
 
 from pgworkflows.claims import ClaimedRun
@@ -106,8 +106,8 @@ class Play:
                 self._crash(execution, entry)
                 return
             flushes -= 1
-            for call_of_client in meanwhile:
-                getattr(self.database, call_of_client)()
+            for what in meanwhile:
+                self.ask(what)
             meanwhile = ()
             answer = self.flush(entry)
             self.watch.seen(self.told.tellings[-1].saw)
@@ -125,6 +125,15 @@ class Play:
         assert answer.verdict is Verdict.WRITTEN
         self.watch.rows(before)
         return answer
+
+    def ask(self, what: str) -> None:
+        """Do what a client asks for, or send the event of that name."""
+        if what in EVENTS:
+            self.database.trigger_event(what, "1")
+        elif what == "fast_forward":
+            self.database.fast_forward("7")
+        else:
+            getattr(self.database, what)()
 
     def pass_time(self, seconds: float) -> None:
         self.database.now += timedelta(seconds=seconds)

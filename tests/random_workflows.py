@@ -433,7 +433,7 @@ class Mail:
 @dataclass(frozen=True)
 class Work:
     """A worker claims the run, and dies after so many flushes; each thing it does takes a while. `meanwhile` are the
-    calls that a client makes before the first flush."""
+    calls that a client makes, and the events that it sends, before the first flush."""
 
     flushes: int
     pass_s: float = 0
@@ -452,13 +452,15 @@ class Ask:
     what: str
 
 
+Deed: TypeAlias = Work | Pass | Mail | Ask
+
 _calls = st.sampled_from(("pause", "resume", "resume", "cancel", "retry", "retry", "fast_forward")).map(Ask)
-deeds = st.lists(
+_deeds = (
     st.builds(
         Work,
         st.sampled_from((0, 1, 2, 3, EVER)),
         st.sampled_from((0, 0, 0.5, 3)),
-        st.sampled_from(((), (), (), ("pause",), ("pause", "resume"), ("cancel",), ("cancel", "retry"))),
+        st.sampled_from(((), (), EVENTS, EVENTS, ("pause",), ("pause", "resume"), ("cancel",), ("cancel", "retry"))),
     )
     | st.just(Work(EVER))
     | st.builds(Pass, st.sampled_from((0.5, 1, 2, 4, 9)))
@@ -469,10 +471,14 @@ deeds = st.lists(
         st.sampled_from(("1", "2", '{"n":3}')),
         st.none() | st.just("k"),
     )
-    | _calls,
-    min_size=3,
-    max_size=25,
+    | _calls
 )
+
+
+def deeds(*, least: int, most: int) -> st.SearchStrategy[list[Deed]]:
+    """What is done to a run, one after the other."""
+    return st.lists(_deeds, min_size=least, max_size=most)
+
 
 mails = st.lists(
     st.builds(

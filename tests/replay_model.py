@@ -188,8 +188,7 @@ class Database:
         for step_id, step in self.steps.items():
             if step.status is not StepStatus.CANCELLED:
                 continue
-            taken_back = step.kind is StepKind.POLL and step.attempts == step.prior_attempts
-            if step.kind is StepKind.RUN or taken_back:
+            if step.kind is StepKind.RUN:
                 self.steps[step_id] = replace(
                     step, status=StepStatus.RETRYING, prior_attempts=step.attempts, wake_at=None
                 )
