@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -13,7 +13,8 @@ import psycopg
 
 from pgworkflows.database import Connection, Refused, Unavailable, connect_worker, sorted_out
 from pgworkflows.errors import ConfigurationError
-from pgworkflows.history import ErrorInfo, StepKind, StepStatus, StoredEvent, StoredStep
+from pgworkflows.history import ErrorInfo, StepKind, StepStatus, StoredChild, StoredEvent, StoredStep
+from pgworkflows.runs import RunStatus
 from pgworkflows.schema import statement
 from pgworkflows.store import interval_text, moment_from
 
@@ -36,6 +37,10 @@ class ClaimedRun:
     steps: tuple[StoredStep, ...]
     events: tuple[StoredEvent, ...]
     as_of: datetime
+    ready_at: datetime
+    schedule_tick: datetime | None = None
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    child: StoredChild | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +160,15 @@ def _claimed_run(run: dict[str, Any], claim_id: int, as_of: datetime) -> Claimed
         tuple(map(_stored_step, run["steps"] or ())),
         tuple(map(_stored_event, run["events"] or ())),
         as_of,
+        datetime.fromisoformat(run["ready_at"]),
+        moment_from(run["schedule_tick"]),
+        run["headers"] or {},
+        None if run["child"] is None else _stored_child(run["child"]),
     )
+
+
+def _stored_child(row: dict[str, Any]) -> StoredChild:
+    return StoredChild(UUID(row["run_id"]), row["step_id"], RunStatus(row["status"]), row["output"], row["error"])
 
 
 def _stored_step(row: dict[str, Any]) -> StoredStep:
@@ -208,6 +221,13 @@ def register_worker(
 ) -> None:
     """Enter the worker among the live."""
     conn.fetch("register_worker", (str(worker_id), hostname, pid, list(queues), has_lock, interval_text(lease)))
+
+
+def serve_workflows(
+    conn: WorkerConnection, worker_id: UUID, queues: Collection[str], declarations: Sequence[Mapping[str, Any]]
+) -> None:
+    """Store what the worker says of its workflows, and that it serves them in these lanes."""
+    conn.fetch("serve_workflows", (str(worker_id), list(queues), json.dumps(declarations, ensure_ascii=False)))
 
 
 def unregister_worker(conn: WorkerConnection, worker_id: UUID) -> None:

@@ -7,7 +7,7 @@ import binascii
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from datetime import MAXYEAR, datetime
+from datetime import datetime
 from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 from uuid import UUID
@@ -15,22 +15,25 @@ from uuid import UUID
 from pgworkflows import embedded
 from pgworkflows.borrowed import borrowed
 from pgworkflows.database import Database, Executor, Pool
-from pgworkflows.definition import Workflow, WorkflowRef
-from pgworkflows.durations import Duration, parse_duration, parse_moment, parse_positive_duration
+from pgworkflows.declarations import options_of
+from pgworkflows.definition import WorkflowRef
+from pgworkflows.durations import Duration, parse_positive_duration
 from pgworkflows.errors import (
     ConfigurationError,
     IdempotencyConflictError,
     InvalidStatusError,
     WorkflowEngineError,
+    WorkflowRunInProgressError,
     WorkflowRunNotFoundError,
 )
 from pgworkflows.history import StepRecord
-from pgworkflows.limits import checked_identifier, checked_priority, checked_retries
+from pgworkflows.limits import checked_identifier
 from pgworkflows.migrate import Migration, migrate
 from pgworkflows.runs import PAUSABLE, RESUMABLE, RETRYABLE, UNFINISHED, Page, RunStatus, WorkflowProgress, WorkflowRun
 from pgworkflows.schema import DEFAULT_SCHEMA, checked_schema
 from pgworkflows.serialization import PLAIN
-from pgworkflows.store import Outcome, RunFilter, StartRequest, Store, interval_text
+from pgworkflows.starts import StartRequest, StartTerms, optional_name
+from pgworkflows.store import Outcome, RunFilter, Store
 
 MAX_PAGE = 1000
 FIRST_POLL_S = 0.005
@@ -90,6 +93,7 @@ class WorkflowClient:
         retries: int | None = None,
         timeout: Duration | None = None,
         queue: str | None = None,
+        singleton: bool | None = None,
         delay: Duration | None = None,
         run_at: datetime | str | None = None,
         connection: Any = None,
@@ -97,35 +101,76 @@ class WorkflowClient:
         """Start a run; a repeated `idempotency_key` returns the run it has started.
 
         Options left out are the workflow's. With `connection` the run is part of the caller's transaction: it starts
-        when that commits. Raises InvalidInputError, SerializationError, WorkflowNotFoundError and
-        IdempotencyConflictError, all before anything is written.
+        when that commits. Raises InvalidInputError, SerializationError, WorkflowNotFoundError, IdempotencyConflictError
+        and, while a singleton workflow has an unfinished run, WorkflowRunInProgressError; all before anything is
+        written.
         """
-        if delay is not None and run_at is not None:
-            raise ValueError("give delay or run_at, not both")
-        workflow_id, text, fallback = self._prepared(workflow, input)
-        request = StartRequest(
-            workflow_id=workflow_id,
-            input=text,
-            resource_id=_optional_name(resource_id, "resource_id"),
-            idempotency_key=_optional_name(idempotency_key, "idempotency_key"),
-            priority=None if priority is None else checked_priority(priority),
-            retries=None if retries is None else checked_retries(retries),
-            timeout=None if timeout is None else parse_positive_duration(timeout, "timeout"),
-            queue=_optional_name(queue, "queue"),
-            delay=None if delay is None else parse_duration(delay, "delay"),
-            run_at=None if run_at is None else _checked_run_at(run_at),
-            fallback=fallback,
+        terms = StartTerms.build(
+            resource_id=resource_id,
+            priority=priority,
+            retries=retries,
+            timeout=timeout,
+            queue=queue,
+            singleton=singleton,
+            delay=delay,
+            run_at=run_at,
+            headers=self._headers(),
         )
+        key = optional_name(idempotency_key, "idempotency_key")
+        workflow_id, text, fallback = self._prepared(workflow, input)
+        request = StartRequest(workflow_id, text, key, terms, fallback)
         outcome = self._store.start_workflow(self._executor(connection), request, borrowed=connection is not None)
-        run = _run_of(outcome)
-        if outcome.name == "conflict":
-            raise IdempotencyConflictError(
-                f"idempotency key {idempotency_key!r} is taken by run {run.id} of workflow {run.workflow_id!r}, "
-                f"resource {run.resource_id!r}: use another key for another run",
-                workflow_id=run.workflow_id,
-                run_id=run.id,
-            )
-        return run
+        return _started(outcome, workflow_id)
+
+    def start_workflows(
+        self,
+        workflow: WorkflowRef[I, Any] | str,
+        inputs: Iterable[I | Json],
+        *,
+        resource_id: str | None = None,
+        idempotency_keys: Iterable[str | None] | None = None,
+        priority: str | int | None = None,
+        retries: int | None = None,
+        timeout: Duration | None = None,
+        queue: str | None = None,
+        singleton: bool | None = None,
+        delay: Duration | None = None,
+        run_at: datetime | str | None = None,
+        connection: Any = None,
+    ) -> list[WorkflowRun]:
+        """Start a run for each of `inputs` in one round trip, all or none, and return them in that order.
+
+        `idempotency_keys` has one for each input, or None for those without. Otherwise as `start_workflow`: what is
+        wrong with one input or key starts nothing.
+        """
+        terms = StartTerms.build(
+            resource_id=resource_id,
+            priority=priority,
+            retries=retries,
+            timeout=timeout,
+            queue=queue,
+            singleton=singleton,
+            delay=delay,
+            run_at=run_at,
+            headers=self._headers(),
+        )
+        values = list(inputs)
+        keys = [None] * len(values) if idempotency_keys is None else list(idempotency_keys)
+        if len(keys) != len(values):
+            raise ValueError(f"there are {len(values)} inputs, but {len(keys)} idempotency_keys: give one for each")
+        requests: list[StartRequest] = []
+        for number, (value, key) in enumerate(zip(values, keys, strict=True)):
+            try:
+                workflow_id, text, fallback = self._prepared(workflow, value)
+                name = optional_name(key, "idempotency_key")
+            except Exception as error:
+                error.add_note(f"of the input with index {number}; nothing was started")
+                raise
+            requests.append(StartRequest(workflow_id, text, name, terms, fallback))
+        if not requests:
+            return []
+        outcomes = self._store.start_workflows(self._executor(connection), requests, borrowed=connection is not None)
+        return [_started(outcome, requests[0].workflow_id) for outcome in outcomes]
 
     def trigger_event(
         self,
@@ -151,8 +196,8 @@ class WorkflowClient:
             key,
             event_name,
             text,
-            _optional_name(resource_id, "resource_id"),
-            _optional_name(idempotency_key, "idempotency_key"),
+            optional_name(resource_id, "resource_id"),
+            optional_name(idempotency_key, "idempotency_key"),
             borrowed=connection is not None,
         )
         return _changed(outcome, key, resource_id, UNFINISHED, "get events")
@@ -172,7 +217,8 @@ class WorkflowClient:
 
     def retry_workflow(self, run_id: RunId, *, resource_id: str | None = None, connection: Any = None) -> WorkflowRun:
         """Let a failed or cancelled run go on after its last completed step, with its retries and its timeout anew.
-        Raises WorkflowRunNotFoundError and InvalidStatusError."""
+        Raises WorkflowRunNotFoundError, InvalidStatusError and, while a singleton workflow has another unfinished run,
+        WorkflowRunInProgressError."""
         return self._change("retry_workflow", run_id, resource_id, connection, RETRYABLE, "be retried")
 
     def fast_forward_workflow(self, run_id: RunId, data: Any = None, *, resource_id: str | None = None) -> WorkflowRun:
@@ -181,14 +227,14 @@ class WorkflowClient:
         key = _run_key(run_id)
         text = None if data is None else PLAIN.encode(data, "the data to go on with")
         outcome = self._store.fast_forward_workflow(
-            self._database, key, text, _optional_name(resource_id, "resource_id")
+            self._database, key, text, optional_name(resource_id, "resource_id")
         )
         return _changed(outcome, key, resource_id, UNFINISHED, "be fast-forwarded")
 
     def get_run(self, run_id: RunId, *, resource_id: str | None = None) -> WorkflowRun:
         """A run as it is now. Raises WorkflowRunNotFoundError."""
         key = _run_key(run_id)
-        run = self._store.get_run(self._database, key, _optional_name(resource_id, "resource_id"))
+        run = self._store.get_run(self._database, key, optional_name(resource_id, "resource_id"))
         if run is None:
             raise _not_found(key, resource_id)
         return run
@@ -196,7 +242,7 @@ class WorkflowClient:
     def get_steps(self, run_id: RunId, *, resource_id: str | None = None) -> list[StepRecord]:
         """The steps a run has reached, in order. Raises WorkflowRunNotFoundError."""
         key = _run_key(run_id)
-        steps = self._store.get_steps(self._database, key, _optional_name(resource_id, "resource_id"))
+        steps = self._store.get_steps(self._database, key, optional_name(resource_id, "resource_id"))
         if steps is None:
             raise _not_found(key, resource_id)
         return steps
@@ -206,18 +252,22 @@ class WorkflowClient:
         Raises WorkflowRunNotFoundError."""
         key = _run_key(run_id)
         found = self._store.check_progress(
-            self._database, key, _optional_name(resource_id, "resource_id"), self._known_steps
+            self._database, key, optional_name(resource_id, "resource_id"), self._known_steps
         )
         if found is None:
             raise _not_found(key, resource_id)
-        run, completed, ahead = found
+        run, completed, ahead, live_workers = found
         total = completed + ahead
         if run.status is RunStatus.COMPLETED:
             percentage = 100
         else:
             percentage = min(99, completed * 100 // total) if total else 0
         return WorkflowProgress(
-            **vars(run), completed_steps=completed, total_steps=total, completion_percentage=percentage
+            **vars(run),
+            completed_steps=completed,
+            total_steps=total,
+            completion_percentage=percentage,
+            live_workers=live_workers,
         )
 
     def get_runs(
@@ -238,9 +288,9 @@ class WorkflowClient:
         if starting_after is not None and ending_before is not None:
             raise ValueError("give starting_after or ending_before, not both")
         wanted = RunFilter(
-            _optional_name(resource_id, "resource_id"),
-            _optional_name(workflow_id, "workflow_id"),
-            _optional_name(idempotency_key, "idempotency_key"),
+            optional_name(resource_id, "resource_id"),
+            optional_name(workflow_id, "workflow_id"),
+            optional_name(idempotency_key, "idempotency_key"),
             None if statuses is None else _checked_statuses(statuses),
         )
         newer = ending_before is not None
@@ -294,6 +344,10 @@ class WorkflowClient:
         checked_ref(workflow)
         return workflow.id, workflow.validate_input(input)[0], options_of(workflow)
 
+    def _headers(self) -> str | None:
+        """What goes along with a start, as JSON text."""
+        return None
+
     @property
     def _known_steps(self) -> Mapping[str, Sequence[str]]:
         """Literal step ids by workflow id, for progress where no declaration is stored."""
@@ -313,7 +367,7 @@ class WorkflowClient:
             self._executor(connection),
             operation,
             key,
-            _optional_name(resource_id, "resource_id"),
+            optional_name(resource_id, "resource_id"),
             borrowed=connection is not None,
         )
         return _changed(outcome, key, resource_id, allowed, verb)
@@ -326,18 +380,6 @@ def checked_ref(workflow: object) -> None:
     """Raise TypeError for what is neither a workflow nor a reference."""
     if not isinstance(workflow, WorkflowRef):
         raise TypeError(f"start_workflow takes a workflow, a ref or an id, not {type(workflow).__name__}")
-
-
-def options_of(workflow: WorkflowRef[Any, Any]) -> Mapping[str, Any] | None:
-    """What the code of a workflow says of its runs, as `workflows` stores it; None for a mere reference."""
-    if not isinstance(workflow, Workflow):
-        return None
-    return {
-        "queue": workflow.queue,
-        "priority": workflow.priority,
-        "retries": workflow.retries,
-        "timeout": interval_text(workflow.timeout),
-    }
 
 
 def _default_conninfo() -> str:
@@ -362,18 +404,6 @@ def _run_key(run_id: object) -> UUID:
         raise WorkflowRunNotFoundError(f"run {run_id!r} was not found: this is no UUID", run_id=run_id) from None
 
 
-def _checked_run_at(value: datetime | str) -> datetime:
-    moment = parse_moment(value, "run_at")
-    if not 1 < moment.year < MAXYEAR:
-        # In some time zone this is before the year 1 or after 9999, which a driver cannot read.
-        raise ValueError(f"run_at is {value!r}: it lies outside the years 2 to {MAXYEAR - 1}")
-    return moment
-
-
-def _optional_name(value: str | None, what: str) -> str | None:
-    return None if value is None else checked_identifier(value, what)
-
-
 def _checked_statuses(statuses: Iterable[RunStatus | str]) -> list[RunStatus]:
     if isinstance(statuses, str):
         raise TypeError("statuses must be a list of statuses, not one string")
@@ -381,6 +411,35 @@ def _checked_statuses(statuses: Iterable[RunStatus | str]) -> list[RunStatus]:
         return [RunStatus(status) for status in statuses]
     except ValueError as error:
         raise ValueError(f"{error}: use {', '.join(RunStatus)}") from None
+
+
+def _started(outcome: Outcome, workflow_id: str) -> WorkflowRun:
+    run = outcome.run
+    if outcome.name == "in_progress":
+        raise in_progress(run, workflow_id)
+    assert run is not None
+    if outcome.name == "conflict":
+        raise IdempotencyConflictError(
+            f"idempotency key {run.idempotency_key!r} is taken by run {run.id} of workflow {run.workflow_id!r}, "
+            f"resource {run.resource_id!r}: use another key for another run",
+            workflow_id=run.workflow_id,
+            run_id=run.id,
+        )
+    return run
+
+
+def in_progress(run: WorkflowRun | None, workflow_id: str) -> WorkflowRunInProgressError:
+    """The refusal of a singleton workflow; `run` is the one in the way, if it is not itself refused."""
+    if run is None:
+        return WorkflowRunInProgressError(
+            f"workflow {workflow_id!r} is a singleton: only one run of it can be started at a time",
+            workflow_id=workflow_id,
+        )
+    return WorkflowRunInProgressError(
+        f"workflow {workflow_id!r} is a singleton, and run {run.id} of it is {run.status}: wait for it, or cancel it",
+        workflow_id=workflow_id,
+        run_id=run.id,
+    )
 
 
 def _run_of(outcome: Outcome) -> WorkflowRun:
@@ -394,6 +453,8 @@ def _changed(
     if outcome.name == "not_found":
         raise _not_found(key, resource_id)
     run = _run_of(outcome)
+    if outcome.name == "in_progress":
+        raise in_progress(run, run.workflow_id)
     if outcome.name == "invalid_status":
         names = ", ".join(status for status in RunStatus if status in allowed)
         raise InvalidStatusError(

@@ -60,7 +60,6 @@ class Crew:
             self._holdings,
             self._pool,
             lanes=lanes,
-            declare=engine.declare_through,
             accept=self._accept,
             wait_for_lock=self._ear.wait_for_lock,
             max_runs=max_runs,

@@ -13,7 +13,7 @@ from pgworkflows.commands import Step, Steps
 from pgworkflows.durations import Duration, parse_positive_duration
 from pgworkflows.errors import ConfigurationError, DuplicateStepError, InvalidInputError
 from pgworkflows.handlers import input_parameter, names_at_definition, output_annotation
-from pgworkflows.limits import checked_identifier, checked_priority, checked_retries
+from pgworkflows.limits import checked_flag, checked_identifier, checked_priority, checked_retries
 from pgworkflows.schemas import REQUIRED, InputSchema
 from pgworkflows.serialization import PLAIN, Codec, codec_for, typed_codec
 from pgworkflows.source import SourceReport, StepDefinition, find_steps
@@ -31,26 +31,42 @@ class WorkflowOptions:
     retries: int = 0
     timeout: timedelta | None = None
     priority: int = 0
+    singleton: bool = False
     queue: str = "default"
+    retention: timedelta | None = None
 
     @classmethod
-    def build(cls, *, retries: int, timeout: Duration | None, priority: int | str, queue: str) -> WorkflowOptions:
+    def build(
+        cls,
+        *,
+        retries: int,
+        timeout: Duration | None,
+        priority: int | str,
+        singleton: bool,
+        queue: str,
+        retention: Duration | None,
+    ) -> WorkflowOptions:
         """Checked options. Raises ValueError or TypeError."""
         return cls(
             retries=checked_retries(retries),
             timeout=None if timeout is None else parse_positive_duration(timeout, "the timeout"),
             priority=checked_priority(priority),
+            singleton=checked_flag(singleton, "singleton"),
             queue=checked_identifier(queue, "a queue name"),
+            retention=None if retention is None else parse_positive_duration(retention, "the retention"),
         )
 
 
 class WorkflowRef(Generic[I, O]):
     """A workflow by its id and schemas, without its code: enough to start runs of it."""
 
-    def __init__(self, id: str, *, input_schema: Any = None, output_schema: Any = None) -> None:
+    def __init__(
+        self, id: str, *, input_schema: Any = None, output_schema: Any = None, singleton: bool = False
+    ) -> None:
         self.id = checked_identifier(id, "a workflow id")
         self.input_schema = input_schema
         self.output_schema = output_schema
+        self.singleton = checked_flag(singleton, "singleton")
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.id!r}>"
@@ -73,10 +89,20 @@ class WorkflowRef(Generic[I, O]):
         retries: int = 0,
         timeout: Duration | None = None,
         priority: int | str = "normal",
+        singleton: bool | None = None,
         queue: str = "default",
+        retention: Duration | None = None,
     ) -> RefDecorator[I, O]:
-        """Make the full workflow of this reference: a decorator for its handler. Options as in `workflow`."""
-        options = WorkflowOptions.build(retries=retries, timeout=timeout, priority=priority, queue=queue)
+        """Make the full workflow of this reference: a decorator for its handler. Options as in `workflow`; `singleton`
+        is the reference's if it is left out."""
+        options = WorkflowOptions.build(
+            retries=retries,
+            timeout=timeout,
+            priority=priority,
+            singleton=self.singleton if singleton is None else singleton,
+            queue=queue,
+            retention=retention,
+        )
 
         def define(handler: Callable[..., Steps[Any]], /) -> Workflow[Any, Any]:
             return Workflow(
@@ -134,12 +160,13 @@ class Workflow(WorkflowRef[I, O]):
     ) -> None:
         """`names` are those of the place of definition, for annotations written as text. Raises TypeError for a
         `function` that is no handler."""
-        super().__init__(id, input_schema=input_schema, output_schema=output_schema)
+        super().__init__(id, input_schema=input_schema, output_schema=output_schema, singleton=options.singleton)
         self.function = function
         self.retries = options.retries
         self.timeout = options.timeout
         self.priority = options.priority
         self.queue = options.queue
+        self.retention = options.retention
         self._parameter = input_parameter(function, f"the handler of workflow {id!r}")
         if self._parameter is None and input_schema is not None:
             raise TypeError(f"workflow {id!r} has an input schema, but its handler takes no input")
@@ -261,18 +288,23 @@ def workflow(
     retries: int = 0,
     timeout: Duration | None = None,
     priority: int | str = "normal",
+    singleton: bool = False,
     queue: str = "default",
+    retention: Duration | None = None,
 ) -> WorkflowDecorator:
     """Make a workflow of a generator function that takes `(step)` or `(step, input)`.
 
     `input_schema` is whatever pydantic's TypeAdapter takes; without it the annotation of `input` is the schema.
     `retries` are further executions of a failed run, `timeout` counts from when a run may first start, `priority` is
-    "high", "normal", "low" or within ±1000. Raises ValueError and TypeError for these; the decorator raises TypeError
-    for what is no such function.
+    "high", "normal", "low" or within ±1000. A `singleton` has at most one unfinished run. Finished runs are deleted
+    after `retention`; without it they are kept. Raises ValueError and TypeError for these; the decorator raises
+    TypeError for what is no such function.
     """
     _refuse_bare(id)
     checked_identifier(id, "a workflow id")
-    options = WorkflowOptions.build(retries=retries, timeout=timeout, priority=priority, queue=queue)
+    options = WorkflowOptions.build(
+        retries=retries, timeout=timeout, priority=priority, singleton=singleton, queue=queue, retention=retention
+    )
 
     def define(handler: Callable[..., Steps[Any]], /) -> Workflow[Any, Any]:
         return Workflow(id, handler, options, input_schema=input_schema, names=names_at_definition())
@@ -281,21 +313,28 @@ def workflow(
 
 
 @overload
-def workflow_ref(id: str) -> WorkflowRef[Any, Any]: ...
+def workflow_ref(id: str, *, singleton: bool = ...) -> WorkflowRef[Any, Any]: ...
 @overload
-def workflow_ref(id: str, *, input_schema: type[I]) -> WorkflowRef[I, Any]: ...
+def workflow_ref(id: str, *, input_schema: type[I], singleton: bool = ...) -> WorkflowRef[I, Any]: ...
 @overload
-def workflow_ref(id: str, *, output_schema: type[O]) -> WorkflowRef[Any, O]: ...
+def workflow_ref(id: str, *, output_schema: type[O], singleton: bool = ...) -> WorkflowRef[Any, O]: ...
 @overload
-def workflow_ref(id: str, *, input_schema: type[I], output_schema: type[O]) -> WorkflowRef[I, O]: ...
+def workflow_ref(
+    id: str, *, input_schema: type[I], output_schema: type[O], singleton: bool = ...
+) -> WorkflowRef[I, O]: ...
 @overload
-def workflow_ref(id: str, *, input_schema: Any = None, output_schema: Any = None) -> WorkflowRef[Any, Any]: ...
-def workflow_ref(id: str, *, input_schema: Any = None, output_schema: Any = None) -> WorkflowRef[Any, Any]:
+def workflow_ref(
+    id: str, *, input_schema: Any = None, output_schema: Any = None, singleton: bool = ...
+) -> WorkflowRef[Any, Any]: ...
+def workflow_ref(
+    id: str, *, input_schema: Any = None, output_schema: Any = None, singleton: bool = False
+) -> WorkflowRef[Any, Any]:
     """A workflow by its id, for processes that start runs without having the handler's code.
 
     The schemas are whatever pydantic's TypeAdapter takes; without them any JSON value passes.
+    With `singleton` at most one of the runs started with it is unfinished, unless a declaration is stored, which wins.
     """
-    return WorkflowRef(id, input_schema=input_schema, output_schema=output_schema)
+    return WorkflowRef(id, input_schema=input_schema, output_schema=output_schema, singleton=singleton)
 
 
 def _refuse_bare(id: object) -> None:

@@ -7,7 +7,7 @@ import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -17,6 +17,7 @@ from pgworkflows import claims
 from pgworkflows.backoff import Backoff
 from pgworkflows.claims import Claim, ClaimedRun, WorkerConnection
 from pgworkflows.database import Refused
+from pgworkflows.declarations import declarations
 from pgworkflows.definition import Workflow
 from pgworkflows.holdings import Holdings
 from pgworkflows.pool import Pool
@@ -83,7 +84,6 @@ class Dispatcher(threading.Thread):
         pool: Pool,
         *,
         lanes: Callable[[], Lanes],
-        declare: Callable[[WorkerConnection, Collection[Workflow[Any, Any]]], None],
         accept: Callable[[ClaimedRun, Workflow[Any, Any], UUID], None],
         wait_for_lock: Callable[[UUID, float], bool],
         max_runs: int,
@@ -98,7 +98,6 @@ class Dispatcher(threading.Thread):
         self._holdings = holdings
         self._pool = pool
         self._lanes = lanes
-        self._declare = declare
         self._accept = accept
         self._wait_for_lock = wait_for_lock
         self._max_runs = max_runs
@@ -106,7 +105,7 @@ class Dispatcher(threading.Thread):
         self._poll_interval_s = poll_interval_s
         self._logger = logger
         self._closing = threading.Event()
-        self._declared: Mapping[str, Workflow[Any, Any]] = {}
+        self._served: Lanes | None = None
         self._announced: tuple[str, ...] = ()
         self._pace = Pace(pool)
         self._most = max_runs
@@ -140,9 +139,10 @@ class Dispatcher(threading.Thread):
         if not self._holdings.registered:
             self._register()
         lanes = self._lanes()
-        if lanes.workflows != self._declared:
-            self._declare(self._conn, tuple(lanes.workflows.values()))
-            self._declared = lanes.workflows
+        if lanes != self._served:
+            declared = declarations(lanes.workflows.values())
+            claims.serve_workflows(self._conn, self._holdings.worker_id, lanes.queues, declared)
+            self._served = lanes
         if self._in_doubt or time.monotonic() - self._recounted_at > RECOUNT_EVERY_S:
             self._recounted_at = time.monotonic()
             claims.release_unheld(self._conn, self._holdings.worker_id, tuple(self._holdings.executions))
@@ -190,6 +190,7 @@ class Dispatcher(threading.Thread):
             lease=self._lease,
         )
         self._announced = ()
+        self._served = None
         self._holdings.registered = True
 
     def _capacity(self) -> int:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pgworkflows.claims import WorkerConnection
-from pgworkflows.client import WorkflowClient, checked_ref, options_of
+from pgworkflows.client import WorkflowClient, checked_ref
 from pgworkflows.database import Pool
+from pgworkflows.declarations import declarations, literal_ids, options_of
 from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.errors import WorkflowNotFoundError
 from pgworkflows.limits import checked_identifier
@@ -89,10 +88,6 @@ class WorkflowEngine(WorkflowClient):
         """The workflows by id, as they are now."""
         return self._registry.snapshot()
 
-    def declare_through(self, conn: WorkerConnection, workflows: Collection[Workflow[Any, Any]]) -> None:
-        """Store what this engine says of workflows, on a worker's connection."""
-        conn.fetch("declare_workflows", (json.dumps(declarations(workflows), ensure_ascii=False),))
-
     def _prepared(self, workflow: WorkflowRef[Any, Any] | str, input: Any) -> tuple[str, str, Mapping[str, Any] | None]:
         if isinstance(workflow, str):
             known = self._registry.get(checked_identifier(workflow, "the workflow id"))
@@ -112,33 +107,6 @@ class WorkflowEngine(WorkflowClient):
     @property
     def _known_steps(self) -> Mapping[str, Sequence[str]]:
         return {workflow.id: literal_ids(workflow) for workflow in self.registered.values()}
-
-
-def declarations(workflows: Iterable[Workflow[Any, Any]]) -> list[dict[str, Any]]:
-    """What `workflows` stores of each."""
-    return [
-        {
-            "id": workflow.id,
-            **(options_of(workflow) or {}),
-            "steps": [
-                {
-                    "id": step.id,
-                    "kind": step.kind,
-                    "conditional": step.conditional,
-                    "loop": step.loop,
-                    "dynamic": step.dynamic,
-                }
-                for step in workflow.steps
-            ],
-            "step_ids": literal_ids(workflow),
-        }
-        for workflow in workflows
-    ]
-
-
-def literal_ids(workflow: Workflow[Any, Any]) -> list[str]:
-    """The ids of the steps whose ids stand in the source."""
-    return [step.id for step in workflow.steps if not step.dynamic]
 
 
 def _not_registered(workflow_id: str) -> WorkflowNotFoundError:

@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from pgworkflows.limits import storable
+from pgworkflows.runs import RunStatus
 
 
 class StepKind(StrEnum):
@@ -79,6 +80,18 @@ class StoredEvent:
     name: str
     data: str
     received_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class StoredChild:
+    """The run that a step has invoked, as it was when its parent was claimed. `output` is JSON text, `error` a JSON
+    value."""
+
+    run_id: UUID
+    step_id: str
+    status: RunStatus
+    output: str | None = None
+    error: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)

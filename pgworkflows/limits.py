@@ -47,6 +47,13 @@ def checked_retries(value: object) -> int:
     return value
 
 
+def checked_flag(value: object, what: str) -> bool:
+    """`value` if it is True or False; else TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"{what} must be True or False, not {type(value).__name__}")
+    return value
+
+
 def storable(text: str) -> str:
     """`text` with what PostgreSQL cannot keep, NUL and lone surrogates, written as escapes."""
     return text if is_storable(text) else text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from pgworkflows.claims import ClaimedRun
-from pgworkflows.commands import PollCommand, RunCommand, Step, StepContext
+from pgworkflows.commands import PollCommand, RunCommand, ScheduleContext, Step, StepContext
 from pgworkflows.current import CurrentStep, reset_current, set_current
 from pgworkflows.definition import Workflow
 from pgworkflows.errors import SerializationError, StepTimeoutError, WorkflowEngineError
@@ -186,7 +186,7 @@ class Execution:
             attempt=run.retry_count + 1,
             input=value,
             timeline=MappingProxyType(trail.timeline),
-            schedule=None,
+            schedule=None if run.schedule_tick is None else ScheduleContext(run.schedule_tick),
             logger=_SilentWhileReplaying(self._logger, extra, trail),
         )
         generator = self.workflow.begin(Step(context), value)

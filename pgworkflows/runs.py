@@ -84,11 +84,13 @@ class WorkflowRun:
 
 @dataclass(frozen=True)
 class WorkflowProgress(WorkflowRun):
-    """A run and how far it is. `completion_percentage` is rounded down, at most 99 until the run is completed."""
+    """A run and how far it is. `completion_percentage` is rounded down, at most 99 until the run is completed.
+    `live_workers` have the run's workflow and serve its queue: while there are none, a ready run stays pending."""
 
     completed_steps: int
     total_steps: int
     completion_percentage: int
+    live_workers: int
 
 
 @dataclass(frozen=True)

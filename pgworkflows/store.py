@@ -9,10 +9,11 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from pgworkflows.database import Executor
+from pgworkflows.database import Executor, Params
 from pgworkflows.history import StepKind, StepRecord, StepStatus
 from pgworkflows.runs import RunStatus, WorkflowRun
 from pgworkflows.schema import statement
+from pgworkflows.starts import StartRequest, StartTerms
 
 _RUN_FIELDS = tuple(field.name for field in fields(WorkflowRun))
 _RUN_TIMES = tuple(name for name in _RUN_FIELDS if name.endswith("_at"))
@@ -24,24 +25,6 @@ class Outcome:
 
     name: str
     run: WorkflowRun | None
-
-
-@dataclass(frozen=True)
-class StartRequest:
-    """What `start_workflow` writes. `input` is JSON text; `fallback` are options that the workflow's own code gives,
-    used unless a declaration is stored."""
-
-    workflow_id: str
-    input: str
-    resource_id: str | None = None
-    idempotency_key: str | None = None
-    priority: int | None = None
-    retries: int | None = None
-    timeout: timedelta | None = None
-    queue: str | None = None
-    delay: timedelta | None = None
-    run_at: datetime | None = None
-    fallback: Mapping[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -61,21 +44,25 @@ class Store:
         self.schema = schema
 
     def start_workflow(self, executor: Executor, request: StartRequest, *, borrowed: bool) -> Outcome:
-        params = (
-            request.workflow_id,
-            request.input,
-            request.resource_id,
-            request.idempotency_key,
-            request.priority,
-            request.retries,
-            interval_text(request.timeout),
-            request.queue,
-            interval_text(request.delay),
-            None if request.run_at is None else request.run_at.isoformat(),
-            None if request.fallback is None else json.dumps(request.fallback),
-            _flag(borrowed),
-        )
+        params = {
+            "workflow": request.workflow_id,
+            "input": request.input,
+            "idempotency_key": request.idempotency_key,
+            **_terms(request.terms, request.fallback, borrowed=borrowed),
+        }
         return self._outcome(executor, "start_workflow", params)
+
+    def start_workflows(self, executor: Executor, requests: Sequence[StartRequest], *, borrowed: bool) -> list[Outcome]:
+        """Start all, which differ in input and key only; or none, then the one outcome says what is in the way."""
+        first = requests[0]
+        items = ",".join(f'{{"input":{each.input},"key":{json.dumps(each.idempotency_key)}}}' for each in requests)
+        params = {
+            "workflow": first.workflow_id,
+            "items": f"[{items}]",
+            **_terms(first.terms, first.fallback, borrowed=borrowed),
+        }
+        rows = executor.fetch(self._sql("start_workflows"), params)
+        return [Outcome(outcome, None if run is None else run_from_json(run)) for outcome, run in rows]
 
     def trigger_event(
         self,
@@ -131,22 +118,38 @@ class Store:
 
     def check_progress(
         self, executor: Executor, run_id: UUID, resource_id: str | None, known_steps: Mapping[str, Sequence[str]]
-    ) -> tuple[WorkflowRun, int, int] | None:
-        """The run, its completed steps, and the declared ones not yet completed; `known_steps`, by workflow id, count
-        when no declaration is stored."""
+    ) -> tuple[WorkflowRun, int, int, int] | None:
+        """The run, its completed steps, the declared ones not yet completed, and the live workers that would claim it;
+        `known_steps`, by workflow id, count when no declaration is stored."""
         params = (json.dumps(known_steps), str(run_id), resource_id, resource_id)
         rows = executor.fetch(self._sql("check_progress"), params)
-        return (run_from_json(rows[0][0]), rows[0][1], rows[0][2]) if rows else None
+        return (run_from_json(rows[0][0]), rows[0][1], rows[0][2], rows[0][3]) if rows else None
 
     def declare_workflows(self, executor: Executor, declarations: Sequence[Mapping[str, Any]]) -> None:
         executor.fetch(self._sql("declare_workflows"), (json.dumps(declarations, ensure_ascii=False),))
 
-    def _outcome(self, executor: Executor, name: str, params: Sequence[object]) -> Outcome:
+    def _outcome(self, executor: Executor, name: str, params: Params) -> Outcome:
         [(outcome, run)] = executor.fetch(self._sql(name), params)
         return Outcome(outcome, None if run is None else run_from_json(run))
 
     def _sql(self, name: str) -> str:
         return statement(name, self.schema)
+
+
+def _terms(terms: StartTerms, fallback: Mapping[str, Any] | None, *, borrowed: bool) -> dict[str, object]:
+    return {
+        "resource_id": terms.resource_id,
+        "priority": terms.priority,
+        "retries": terms.retries,
+        "timeout": interval_text(terms.timeout),
+        "queue": terms.queue,
+        "singleton": None if terms.singleton is None else _flag(terms.singleton),
+        "delay": interval_text(terms.delay),
+        "run_at": None if terms.run_at is None else terms.run_at.isoformat(),
+        "headers": terms.headers,
+        "fallback": None if fallback is None else json.dumps(fallback),
+        "borrowed": _flag(borrowed),
+    }
 
 
 def interval_text(duration: timedelta | None) -> str | None:

@@ -97,6 +97,7 @@ class Database:
                 if event.step_id is None
             ),
             as_of=self.now,
+            ready_at=self.now,
         )
 
     def flush(self, entry: Entry) -> Answer:

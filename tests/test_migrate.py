@@ -32,6 +32,7 @@ from pgworkflows import (
 )
 from pgworkflows.migrate import Migration, migrate, migrations, plan
 
+NEXT = migrations()[-1].number + 1
 CROWD = Path(__file__).parent / "programs" / "migrating_crowd.py"
 TABLES = {"runs", "steps", "events", "queue", "workers", "sleepers", "workflows", "migrations"}
 
@@ -266,27 +267,27 @@ def test_tables_restored_without_their_comments_are_known_again(database_url: st
 
 def test_a_failing_migration_is_rolled_back_whole(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     before = tables(database_url)
-    broken = Migration(2, "0002_broken", 1, "create table pgworkflows.new (id int); select 1 / 0;")
+    broken = Migration(NEXT, "0099_broken", 1, "create table pgworkflows.new (id int); select 1 / 0;")
     with monkeypatch.context() as patch:
         pretend(patch, broken)
         with pytest.raises(
             ConfigurationError,
-            match="migration 0002_broken of schema 'pgworkflows' failed, and nothing of it was applied: division by",
+            match="migration 0099_broken of schema 'pgworkflows' failed, and nothing of it was applied: division by",
         ):
             migrate(database_url)
-        assert [migration.name for migration in plan(database_url)] == ["0002_broken"]
+        assert [migration.name for migration in plan(database_url)] == ["0099_broken"]
     assert tables(database_url) == before
-    assert value(database_url, "select max(number) from pgworkflows.migrations") == 1
-    pretend(monkeypatch, Migration(2, "0002_mended", 1, "create table pgworkflows.new (id int)"))
-    assert [migration.name for migration in migrate(database_url)] == ["0002_mended"]
+    assert value(database_url, "select max(number) from pgworkflows.migrations") == NEXT - 1
+    pretend(monkeypatch, Migration(NEXT, "0099_mended", 1, "create table pgworkflows.new (id int)"))
+    assert [migration.name for migration in migrate(database_url)] == ["0099_mended"]
     assert tables(database_url) == {*before, "pgworkflows.new"}
 
 
 def test_the_migrations_before_a_failing_one_stay(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    pretend(monkeypatch, Migration(2, "0002_broken", 1, "select 1 / 0"))
-    with pytest.raises(ConfigurationError, match="0002_broken"):
+    pretend(monkeypatch, Migration(NEXT, "0099_broken", 1, "select 1 / 0"))
+    with pytest.raises(ConfigurationError, match="0099_broken"):
         migrate(empty_database_url)
-    assert [migration.number for migration in plan(empty_database_url)] == [2]
+    assert [migration.number for migration in plan(empty_database_url)] == [NEXT]
     with WorkflowClient(empty_database_url) as client:
         assert client.start_workflow("a").status is RunStatus.PENDING
 

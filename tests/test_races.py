@@ -319,7 +319,9 @@ class TestARunThatIsLetGoOf:
 
     @staticmethod
     def execution() -> Execution:
-        run = ClaimedRun(str(uuid4()), 1, "plan", None, "null", 0, 0, 0, 0, (), (), datetime.now(UTC))
+        run = ClaimedRun(
+            str(uuid4()), 1, "plan", None, "null", 0, 0, 0, 0, (), (), datetime.now(UTC), datetime.now(UTC)
+        )
         return Execution(run, workflow("plan")(work), logging.getLogger("under test"))
 
     class Interrupted(dict[str, Execution]):

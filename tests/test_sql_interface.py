@@ -74,7 +74,7 @@ def test_the_functions_have_pythons_parameters_in_pythons_order(sql: Sql) -> Non
     names = {row["proname"]: row["proargnames"] for row in found}
     start = ["workflow", "input", "resource_id", "idempotency_key", "priority", "retries", "timeout", "queue"]
     assert names == {
-        "start_workflow": [*start, "delay", "run_at"],
+        "start_workflow": [*start, "singleton", "delay", "run_at"],
         "trigger_event": ["run_id", "event_name", "data", "resource_id", "idempotency_key"],
         "pause_workflow": ["run_id", "resource_id"],
         "resume_workflow": ["run_id", "resource_id"],
@@ -125,13 +125,13 @@ def test_every_option_can_be_given_by_name_or_by_place(sql: Sql) -> None:
         """
         select * from pgworkflows.start_workflow(
             workflow => 'a', input => '[1]', resource_id => 'r', idempotency_key => 'k', priority => 'high',
-            retries => 3, timeout => '1 hour', queue => 'q', run_at => '2040-01-01T00:00:00Z'
+            retries => 3, timeout => '1 hour', queue => 'q', singleton => true, run_at => '2040-01-01T00:00:00Z'
         )
         """,
     )
     by_place = call(
         sql,
-        "select * from pgworkflows.start_workflow('a', '[1]', 'r', 'l', 'high', 3, '1 hour', 'q', null, %s)",
+        "select * from pgworkflows.start_workflow('a', '[1]', 'r', 'l', 'high', 3, '1 hour', 'q', false, null, %s)",
         at,
     )
     for row in (by_name, by_place):

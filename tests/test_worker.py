@@ -46,6 +46,13 @@ from pgworkflows.holdings import Holdings
 from pgworkflows.listener import Listener
 from pgworkflows.runner import Execution
 
+QUIET_START = """
+select pgworkflows.try_start_workflow(
+    'quick', '1', null, null, null, null, null, null, null, null, null, null, null, null, false
+)
+"""
+"""A start in a transaction of its own, which notifies nobody unless a worker sleeps."""
+
 
 @pytest.fixture(autouse=True)
 def _quick_heart(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -935,10 +942,7 @@ class TestTheServerGoesAway:
             with psycopg.connect(engine.conninfo) as conn:
                 # Without its announcement nobody notifies it.
                 conn.execute("delete from pgworkflows.sleepers")
-                conn.execute(
-                    "select pgworkflows.try_start_workflow('quick', '1', null, null, null, null, null, null, null, "
-                    "null, null, false)"
-                )
+                conn.execute(QUIET_START)
                 conn.commit()
             run_id = value(engine.conninfo, "select id from pgworkflows.runs")
             done = engine.wait_for_run(run_id, timeout=20)
@@ -949,10 +953,7 @@ class TestTheServerGoesAway:
         """It looked for sleepers before there were any, and so notifies nobody."""
         engine.register_workflow(quick)
         with psycopg.connect(engine.conninfo) as conn:
-            conn.execute(
-                "select pgworkflows.try_start_workflow('quick', '1', null, null, null, null, null, null, null, null, "
-                "null, false)"
-            )
+            conn.execute(QUIET_START)
             with working(engine, poll_interval="60s"):
                 until(lambda: rows(engine.conninfo, "select queue from pgworkflows.sleepers"), "it sleeps")
                 conn.commit()
@@ -987,7 +988,7 @@ class TestTheServerGoesAway:
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [(claims, "claim"), (claims, "flush"), (claims, "beat"), (Listener, "wait"), (WorkflowEngine, "declare_through")],
+    [(claims, "claim"), (claims, "flush"), (claims, "beat"), (Listener, "wait"), (claims, "serve_workflows")],
 )
 def test_an_error_that_nobody_expects_is_told_and_ends_no_thread(
     engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: Any, name: str

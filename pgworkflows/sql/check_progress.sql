@@ -1,5 +1,5 @@
--- A run as JSON, its number of completed steps, and of declared steps not yet completed: those of the workflow's last
--- declaration, else those given as {workflow id: [step id]}.
+-- A run as JSON, its number of completed steps, of declared steps not yet completed (those of the workflow's last
+-- declaration, else those given as {workflow id: [step id]}), and of live workers that have it and serve its lane.
 select
     row_to_json(r)::text,
     (select count(*) from pgworkflows.steps as s where s.run_id = r.id and s.status = 'completed'),
@@ -15,6 +15,10 @@ select
             select from pgworkflows.steps as s
             where s.run_id = r.id and s.step_id = declared.step_id and s.status = 'completed'
         )
+    ),
+    (
+        select count(*) from pgworkflows.workers as w
+        where r.workflow_id = any (w.workflows) and r.queue = any (w.queues)
     )
 from pgworkflows.runs as r
 where r.id = %s::uuid and coalesce(r.resource_id = %s::text, %s::text is null)

@@ -1,0 +1,50 @@
+"""What code says of its workflows, as the tables keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from pgworkflows.definition import Workflow, WorkflowRef
+from pgworkflows.store import interval_text
+
+
+def options_of(workflow: WorkflowRef[Any, Any]) -> Mapping[str, Any] | None:
+    """What the code of a workflow, or of a mere reference, says of its runs, as `workflows` stores it."""
+    if not isinstance(workflow, Workflow):
+        return {"singleton": True} if workflow.singleton else None
+    return {
+        "queue": workflow.queue,
+        "priority": workflow.priority,
+        "retries": workflow.retries,
+        "timeout": interval_text(workflow.timeout),
+        "singleton": workflow.singleton,
+    }
+
+
+def declarations(workflows: Iterable[Workflow[Any, Any]]) -> list[dict[str, Any]]:
+    """What `workflows` stores of each."""
+    return [
+        {
+            "id": workflow.id,
+            **(options_of(workflow) or {}),
+            "retention": interval_text(workflow.retention),
+            "steps": [
+                {
+                    "id": step.id,
+                    "kind": step.kind,
+                    "conditional": step.conditional,
+                    "loop": step.loop,
+                    "dynamic": step.dynamic,
+                }
+                for step in workflow.steps
+            ],
+            "step_ids": literal_ids(workflow),
+        }
+        for workflow in workflows
+    ]
+
+
+def literal_ids(workflow: Workflow[Any, Any]) -> list[str]:
+    """The ids of the steps whose ids stand in the source."""
+    return [step.id for step in workflow.steps if not step.dynamic]

@@ -1,0 +1,17 @@
+-- Start a run for each item {input, key}, or none at all. Locks the new rows only.
+select o.outcome, row_to_json(o.run)::text
+from pgworkflows.try_start_workflows(
+    workflow => %(workflow)s,
+    items => %(items)s::json,
+    resource_id => %(resource_id)s,
+    priority => %(priority)s::integer,
+    retries => %(retries)s::integer,
+    timeout => %(timeout)s::interval,
+    queue => %(queue)s,
+    singleton => %(singleton)s::boolean,
+    delay => %(delay)s::interval,
+    run_at => %(run_at)s::timestamptz,
+    headers => %(headers)s::json,
+    fallback => %(fallback)s::json,
+    borrowed => %(borrowed)s::boolean
+) as o
