@@ -208,6 +208,7 @@ def test_every_block_of_sql_is_tested() -> None:
         "A value inside of results",
         "The operations",
         "The operations (2)",
+        "From psql",
         "Start a run in a trigger",
         "Tell the run when a row changes",
     ]
