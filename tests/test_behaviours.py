@@ -634,6 +634,20 @@ class TestPriorityIsAHeadStart:
                 client.start_workflow("a", priority=flood)
             assert worker.claim(1).runs[0].run_id == str(run.id)
 
+    def test_under_a_flood_beyond_what_can_be_done_it_comes_after_the_runs_of_the_head_start_and_no_others(
+        self, database_url: str
+    ) -> None:
+        with WorkflowClient(database_url) as client, HandWorker(database_url, ["a"]) as worker:
+            run = client.start_workflow("a")
+            ahead = [client.start_workflow("a", priority="high") for _ in range(2)]
+            for tick in range(1, 16):  # every ten seconds
+                _time_passes(database_url, 10)
+                flood = [client.start_workflow("a", priority="high") for _ in range(2)]
+                ahead += flood if tick < 10 else []
+            claimed = [worker.claim(1).runs[0].run_id for _ in range(len(ahead) + 1)]
+            assert claimed == [*(str(each.id) for each in ahead), str(run.id)]
+            assert value(database_url, "select count(*) from pgworkflows.queue where status = 'pending'") == 12
+
     def test_it_counts_from_when_the_run_is_ready_again(self, database_url: str) -> None:
         with WorkflowClient(database_url) as client, HandWorker(database_url, ["a"]) as worker:
             old = client.start_workflow("a", priority="high", delay="1 hour")
