@@ -211,6 +211,30 @@ class TestAnError:
         assert engine.get_run(run.id).output == "b done"
         assert Counter(calls.made) == {"a": 1, "b": 4}
 
+    def test_uses_the_retries_of_the_run_and_a_wait_gives_none_back(self, engine: WorkflowEngine, calls: Calls) -> None:
+        @workflow("plan", retries=2)
+        def plan(step: Step) -> Steps[None]:
+            yield from step.run("a", calls, "a")
+            yield from step.wait_for("go", "go")
+            yield from step.run("b", calls, "b")
+
+        engine.register_workflow(plan)
+        calls.failing = {"a", "b"}
+        run = engine.start_workflow(plan)
+        work(engine)
+        calls.failing = {"b"}
+        make_due(engine.conninfo)
+        work(engine)
+        with WorkflowClient(engine.conninfo) as client:
+            waiting = client.trigger_event(run.id, "go")
+        assert (waiting.status, waiting.retry_count) == (RunStatus.PENDING, 1)
+        work(engine)
+        assert engine.get_run(run.id).retry_count == 2
+        make_due(engine.conninfo)
+        work(engine)
+        assert engine.get_run(run.id).status is RunStatus.FAILED
+        assert calls.made == ["a", "a", "b", "b"]
+
     def test_fails_the_run_for_good_once_its_retries_are_spent(self, engine: WorkflowEngine, calls: Calls) -> None:
         @workflow("plan", retries=1)
         def plan(step: Step) -> Steps[None]:
@@ -463,6 +487,23 @@ class TestBranchesAndLoops:
         assert failed.error is not None
         assert failed.error["type"] == DuplicateStepError.__name__
         assert calls.made == ["a"]
+
+    def test_ids_that_look_like_somebodys_bookkeeping_are_ids_like_all_others(self, engine: WorkflowEngine) -> None:
+        ids = ["x", "x-poll", "x-wait-for", "x-timeout", "__start__", "__timeout_x", "runs", "0", "ä 🐘", "a'b\"c"]
+
+        @workflow("plan")
+        def plan(step: Step) -> Steps[list[Any]]:
+            found: list[Any] = []
+            for step_id in ids:
+                found.append((yield step.run(step_id, str, step_id)))
+            looked = yield step.poll("y", lambda: "found", interval="1 hour")
+            polled = yield step.run("y-poll", str, "y-poll")
+            return [*found, looked.data, polled]
+
+        engine.register_workflow(plan)
+        run = engine.start_workflow(plan)
+        work(engine)
+        assert engine.get_run(run.id).output == [*ids, "found", "y-poll"]
 
     def test_steps_made_by_a_function_of_ones_own_are_steps_like_all_others(
         self, engine: WorkflowEngine, calls: Calls

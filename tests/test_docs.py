@@ -355,16 +355,36 @@ def test_files_and_commands_that_are_named_exist(page: Path) -> None:
     assert set(re.findall(r"`make (\w+)", text)) <= targets
 
 
-def test_the_tests_that_the_guarantees_name_exist() -> None:
-    named_there = set(re.findall(r"`(test_\w+\.py::\w+)`", (DOCS / "guarantees.md").read_text()))
-    existing = {
-        f"{file.name}::{node.name}"
-        for file in (ROOT / "tests").glob("test_*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.FunctionDef | ast.ClassDef)
-    }
-    assert len(named_there) > 30
-    assert sorted(named_there - existing) == []
+TEST_NAME = re.compile(r"`(test_\w+\.py(?:::\w+)+)`")
+
+
+def existing_tests() -> set[str]:
+    """The tests of this suite, and the classes they stand in, as pages name them."""
+    found: set[str] = set()
+    for file in (ROOT / "tests").glob("test_*.py"):
+        for node in ast.parse(file.read_text()).body:
+            name = f"{file.name}::{node.name}" if isinstance(node, ast.FunctionDef | ast.ClassDef) else ""
+            methods = node.body if isinstance(node, ast.ClassDef) else []
+            found |= {name, *(f"{name}::{each.name}" for each in methods if isinstance(each, ast.FunctionDef))}
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_the_tests_that_a_page_names_exist(page: Path) -> None:
+    assert sorted(set(TEST_NAME.findall(page.read_text())) - existing_tests()) == []
+
+
+def test_every_guarantee_names_tests() -> None:
+    assert len(set(TEST_NAME.findall((DOCS / "guarantees.md").read_text()))) > 30
+
+
+def test_every_row_about_another_engine_names_a_test() -> None:
+    text = (DOCS / "coming-from-pg-workflows.md").read_text()
+    tables = re.findall(r"^\|.*the test that shows it \|\n\|[-|]+\|\n((?:\|.*\n)+)", text, re.MULTILINE)
+    found = [row for table in tables for row in table.splitlines()]
+    assert len(found) == len(re.findall(r"^\| (?!-)", text, re.MULTILINE)) - len(tables)
+    assert [row for row in found if not re.search(rf"\| {TEST_NAME.pattern} \|$", row)] == []
+    assert len(found) > 100
 
 
 def test_the_messages_on_the_page_are_those_that_are_logged() -> None:
