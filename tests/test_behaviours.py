@@ -28,6 +28,7 @@ from pgworkflows import (
     WorkflowClient,
     WorkflowEngine,
     WorkflowRun,
+    WorkflowRunInProgressError,
     WorkflowRunNotFoundError,
     current_step,
     workflow,
@@ -109,6 +110,26 @@ class TestStarting:
         engine.trigger_event(run.id, "go", 2, resource_id="user-1")
         work(engine)
         assert engine.get_run(run.id).output == [1, 2]
+
+    def test_a_singleton_that_waits_keeps_its_place_and_gets_its_events(self, engine: WorkflowEngine) -> None:
+        @workflow("plan", singleton=True)
+        def plan(step: Step) -> Steps[Any]:
+            answer = yield step.wait_for("go", "go")
+            yield step.delay("nap", "1 hour")
+            return answer
+
+        engine.register_workflow(plan)
+        run = engine.start_workflow(plan)
+        work(engine)
+        with pytest.raises(WorkflowRunInProgressError) as refused:
+            engine.start_workflow(plan)
+        assert refused.value.run_id == run.id
+        engine.trigger_event(run.id, "go", "heard")
+        work(engine)
+        make_due(engine.conninfo)
+        work(engine)
+        assert engine.get_run(run.id).output == "heard"
+        assert engine.start_workflow(plan).id != run.id
 
 
 class TestTheTimeline:
@@ -316,6 +337,7 @@ class TestAWorkflowThatNobodyHas:
             for _ in range(3):  # the worker looks for work again and again
                 client.wait_for_run(client.start_workflow("old").id, timeout=20)
             assert client.get_run(waiting.id) == waiting
+            assert client.check_progress(waiting.id).live_workers == 0
             assert (waiting.status, waiting.error, waiting.retry_count) == (RunStatus.PENDING, None, 0)
             with WorkflowEngine(database_url, workflows=[new]) as newer, working(newer):
                 assert client.wait_for_run(waiting.id, timeout=20).output == "at last"
@@ -342,6 +364,7 @@ class TestAWorkflowThatNobodyHas:
             engine.trigger_event(run.id, "go")
             engine.wait_for_run(engine.start_workflow(other).id, timeout=20)
             assert engine.get_run(run.id).status is RunStatus.PENDING
+            until(lambda: engine.check_progress(run.id).live_workers == 0, "the worker says that it has it no more")
             engine.register_workflow(plan)
             assert engine.wait_for_run(run.id, timeout=20).output == "b done"
         assert calls.made == ["a", "other", "b"]

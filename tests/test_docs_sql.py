@@ -194,6 +194,7 @@ def test_every_block_of_sql_is_tested() -> None:
         "Runs per status",
         "How far behind each queue is",
         "The oldest ready runs",
+        "Runs that nobody would take",
         "Workers alive",
         "What each worker is at",
         "What waits for what",
@@ -234,9 +235,19 @@ class TestQueries:
         assert world.names(found) == {"nobodys"}
         assert row["ready_for"].total_seconds() > 0
 
+    def test_runs_that_nobody_would_take(self, world: World) -> None:
+        found = world.answer(SQL["Runs that nobody would take"])
+        assert [(row["workflow_id"], row["queue"], row["runs"]) for row in found] == [("nobodys", "default", 1)]
+        assert found[0]["for_how_long"].total_seconds() > 0
+
     def test_workers_alive(self, world: World) -> None:
         [row] = world.answer(SQL["Workers alive"])
-        assert (row["pid"], row["queues"], row["runs_in_hand"]) == (os.getpid(), ["default"], 1)
+        assert (row["pid"], row["queues"], row["workflows"], row["runs_in_hand"]) == (
+            os.getpid(),
+            ["default"],
+            ["held"],
+            1,
+        )
         assert row["silent_for"].total_seconds() < 10
 
     def test_what_each_worker_is_at(self, world: World) -> None:
