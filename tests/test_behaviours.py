@@ -361,10 +361,10 @@ class TestAWorkflowThatNobodyHas:
             run = engine.start_workflow(plan)
             until(lambda: engine.get_run(run.id).status is RunStatus.WAITING, "the run waits for its event")
             engine.unregister_workflow("plan")
+            until(lambda: engine.check_progress(run.id).live_workers == 0, "the worker says that it has it no more")
             engine.trigger_event(run.id, "go")
             engine.wait_for_run(engine.start_workflow(other).id, timeout=20)
             assert engine.get_run(run.id).status is RunStatus.PENDING
-            until(lambda: engine.check_progress(run.id).live_workers == 0, "the worker says that it has it no more")
             engine.register_workflow(plan)
             assert engine.wait_for_run(run.id, timeout=20).output == "b done"
         assert calls.made == ["a", "other", "b"]
