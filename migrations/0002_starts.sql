@@ -665,10 +665,12 @@ begin
                 'ready_at', q.ready_at,
                 'schedule_tick', r.schedule_tick,
                 'headers', r.headers,
+                'parent_run_id', r.parent_run_id,
                 -- The run that its last step has invoked, as it is now: its end is known by this.
                 'child', (
                     select json_build_object(
                         'run_id', c.id,
+                        'workflow_id', c.workflow_id,
                         'step_id', c.parent_step_id,
                         'status', c.status,
                         'output', c.output::text,

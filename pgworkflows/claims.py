@@ -13,7 +13,7 @@ import psycopg
 
 from pgworkflows.database import Connection, Refused, Unavailable, connect_worker, sorted_out
 from pgworkflows.errors import ConfigurationError
-from pgworkflows.history import ErrorInfo, StepKind, StepStatus, StoredChild, StoredEvent, StoredStep
+from pgworkflows.history import ChildEnd, ErrorInfo, StepKind, StepStatus, StoredChild, StoredEvent, StoredStep
 from pgworkflows.runs import RunStatus
 from pgworkflows.schema import statement
 from pgworkflows.store import interval_text, moment_from
@@ -40,6 +40,7 @@ class ClaimedRun:
     ready_at: datetime
     schedule_tick: datetime | None = None
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    parent_run_id: str | None = None
     child: StoredChild | None = None
 
 
@@ -163,12 +164,20 @@ def _claimed_run(run: dict[str, Any], claim_id: int, as_of: datetime) -> Claimed
         datetime.fromisoformat(run["ready_at"]),
         moment_from(run["schedule_tick"]),
         run["headers"] or {},
+        run["parent_run_id"],
         None if run["child"] is None else _stored_child(run["child"]),
     )
 
 
 def _stored_child(row: dict[str, Any]) -> StoredChild:
-    return StoredChild(UUID(row["run_id"]), row["step_id"], RunStatus(row["status"]), row["output"], row["error"])
+    return StoredChild(
+        UUID(row["run_id"]),
+        row["workflow_id"],
+        row["step_id"],
+        RunStatus(row["status"]),
+        row["output"],
+        row["error"],
+    )
 
 
 def _stored_step(row: dict[str, Any]) -> StoredStep:
@@ -193,14 +202,22 @@ def _stored_event(row: dict[str, Any]) -> StoredEvent:
 
 def error_from(error: Mapping[str, Any]) -> ErrorInfo:
     """A stored error; made by hand in SQL, it may lack fields."""
-    return ErrorInfo(str(error.get("type")), str(error.get("message")), error.get("traceback"), error.get("step_id"))
+    child = error.get("child")
+    return ErrorInfo(
+        str(error.get("type")),
+        str(error.get("message")),
+        error.get("traceback"),
+        error.get("step_id"),
+        None if child is None else ChildEnd(child["run_id"], child["status"], child["error"]),
+    )
 
 
 def flush(
-    conn: WorkerConnection, worker_id: UUID, entries: str, steps: str, events: str | None
+    conn: WorkerConnection, worker_id: UUID, entries: str, steps: str, events: str | None, parents: list[str] | None
 ) -> list[dict[str, Any]]:
-    """Write the entries of many runs; what is not in the answer was written."""
-    answer = conn.fetch("flush", (str(worker_id), entries, steps, events))
+    """Write the entries of many runs, `parents` being those of the runs that end; what is not in the answer was
+    written."""
+    answer = conn.fetch("flush", (str(worker_id), entries, steps, events, parents))
     return [] if answer is None else json.loads(answer)
 
 

@@ -14,6 +14,7 @@ from uuid import UUID
 
 from pgworkflows import embedded
 from pgworkflows.borrowed import borrowed
+from pgworkflows.commands import Json
 from pgworkflows.database import Database, Executor, Pool
 from pgworkflows.declarations import options_of
 from pgworkflows.definition import WorkflowRef
@@ -40,9 +41,6 @@ FIRST_POLL_S = 0.005
 LONGEST_POLL_S = 0.25
 
 RunId: TypeAlias = UUID | str
-Json: TypeAlias = str | int | float | bool | Mapping[str, Any] | Sequence[Any] | None
-"""What an input may be besides a value of its schema: the JSON that such a value is written as."""
-
 I = TypeVar("I")  # noqa: E741
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from inspect import iscoroutinefunction
@@ -11,14 +11,19 @@ from typing import Any, Generic, NoReturn, ParamSpec, TypeAlias, TypeVar, TypeVa
 from uuid import UUID
 
 from pgworkflows.durations import Duration, parse_duration, parse_moment, parse_positive_duration
-from pgworkflows.limits import checked_identifier
+from pgworkflows.limits import checked_identifier, checked_priority, checked_retries
 from pgworkflows.retry import RetryPolicy, Wait
 from pgworkflows.schemas import event_schema
 
 T = TypeVar("T")
 R = TypeVar("R")
+I = TypeVar("I")  # noqa: E741
+O = TypeVar("O")  # noqa: E741
 P = ParamSpec("P")
 Ts = TypeVarTuple("Ts")
+
+Json: TypeAlias = str | int | float | bool | Mapping[str, Any] | Sequence[Any] | None
+"""What an input may be besides a value of its schema: the JSON that such a value is written as."""
 
 MIN_POLL_INTERVAL = timedelta(seconds=1)
 
@@ -145,6 +150,38 @@ class PollCommand(Command[PollResult[T]], Generic[T]):
         return "poll"
 
 
+class Invocable(Generic[I, O]):
+    """What a child can be invoked by besides an id: a workflow or a reference. Its subclasses say how."""
+
+    id: str
+
+    def validate_input(self, value: Any) -> tuple[str, Any]:
+        """An input as JSON text, and as the handler will see it."""
+        raise NotImplementedError
+
+    def load_output(self, text: str) -> O:
+        """A stored output as the caller of the workflow will see it."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, eq=False)
+class InvokeChildCommand(Command[T]):
+    """Run another workflow as a child, and wait for its output."""
+
+    workflow_id: str
+    workflow: Invocable[Any, T] | None = None
+    input: Any = None
+    resource_id: str | None = None
+    idempotency_key: str | None = None
+    priority: int | None = None
+    retries: int | None = None
+    run_timeout: timedelta | None = None
+
+    @property
+    def kind(self) -> str:
+        return "invoke_child_workflow"
+
+
 @dataclass(frozen=True)
 class ScheduleContext:
     """The tick a scheduled run was started for."""
@@ -247,6 +284,66 @@ class Step:
             raise ValueError(f"the interval of step {id!r} is {interval!r}; it must be at least 1 second")
         limit = None if timeout is None else parse_positive_duration(timeout, f"the timeout of step {id!r}")
         return PollCommand(id, fn, args, pace, limit)
+
+    @overload
+    def invoke_child_workflow(
+        self,
+        id: str,
+        child: Invocable[I, O],
+        input: I | Json = None,
+        *,
+        resource_id: str | None = None,
+        idempotency_key: str | None = None,
+        priority: str | int | None = None,
+        retries: int | None = None,
+        timeout: Duration | None = None,
+    ) -> InvokeChildCommand[O]: ...
+    @overload
+    def invoke_child_workflow(
+        self,
+        id: str,
+        child: str,
+        input: Json = None,
+        *,
+        resource_id: str | None = None,
+        idempotency_key: str | None = None,
+        priority: str | int | None = None,
+        retries: int | None = None,
+        timeout: Duration | None = None,
+    ) -> InvokeChildCommand[Any]: ...
+
+    def invoke_child_workflow(
+        self,
+        id: str,
+        child: Invocable[Any, Any] | str,
+        input: Any = None,
+        *,
+        resource_id: str | None = None,
+        idempotency_key: str | None = None,
+        priority: str | int | None = None,
+        retries: int | None = None,
+        timeout: Duration | None = None,
+    ) -> InvokeChildCommand[Any]:
+        """Run `child`, a workflow, a reference or an id, as a run of its own, and wait for its output.
+
+        Resource and priority are this run's where they are left out; the other options are those of a start. A child
+        that fails or is cancelled throws ChildWorkflowFailedError; an input that does not fit, a key that is taken and
+        a singleton in progress fail the step, with nothing started. Invoked by an id alone, the output is plain JSON.
+        """
+        checked_identifier(id, "a step id")
+        if not isinstance(child, str | Invocable):  # pyright: ignore[reportUnnecessaryIsInstance]  (not all check types)
+            raise TypeError(f"step {id!r} invokes a workflow, a ref or an id, not {type(child).__name__}")
+        return InvokeChildCommand(
+            id,
+            checked_identifier(child if isinstance(child, str) else child.id, "a workflow id"),
+            None if isinstance(child, str) else child,
+            input,
+            None if resource_id is None else checked_identifier(resource_id, "resource_id"),
+            None if idempotency_key is None else checked_identifier(idempotency_key, "idempotency_key"),
+            None if priority is None else checked_priority(priority),
+            None if retries is None else checked_retries(retries),
+            None if timeout is None else parse_positive_duration(timeout, f"the timeout of step {id!r}"),
+        )
 
 
 def _check_callable(step_id: str, fn: object) -> None:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
 
-from pgworkflows.commands import Command, PollCommand, RunCommand, WaitForCommand
+from pgworkflows.commands import Command, InvokeChildCommand, PollCommand, RunCommand, WaitForCommand
 from pgworkflows.history import ErrorInfo, StepStatus, StoredStep
 
 
@@ -36,6 +36,13 @@ class EventTaken(NamedTuple):
     step_id: str
 
 
+class ChildStart(NamedTuple):
+    """The run that a step invokes; `input` is JSON text."""
+
+    command: InvokeChildCommand[Any]
+    input: str
+
+
 @dataclass(frozen=True, slots=True)
 class CallStep:
     """Call the command's function. `attempt` counts from 1 over the life of the run, `calls_made` those before it that
@@ -51,7 +58,8 @@ class CallStep:
 
 @dataclass(frozen=True, slots=True)
 class Suspend:
-    """Let go of the run until something wakes it; `wait_kind` is event, timer, poll, pause or retry."""
+    """Let go of the run until something wakes it; `wait_kind` is event, timer, poll, pause, retry or
+    child."""
 
     step_id: str
     wait_kind: str
@@ -82,6 +90,7 @@ class Turn(NamedTuple):
     writes: tuple[StepWrite, ...]
     events: tuple[EventTaken, ...]
     decision: Decision
+    child: ChildStart | None = None
 
 
 @dataclass(frozen=True, slots=True)

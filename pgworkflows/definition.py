@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
-from typing import Any, Generic, Protocol, TypeVar, overload
+from typing import Any, Protocol, TypeVar, overload
 
 from pgworkflows.annotations import NOTHING, resolved, shown
-from pgworkflows.commands import Step, Steps
+from pgworkflows.commands import Invocable, Step, Steps
 from pgworkflows.durations import Duration, parse_positive_duration
 from pgworkflows.errors import ConfigurationError, DuplicateStepError, InvalidInputError
 from pgworkflows.handlers import input_parameter, names_at_definition, output_annotation
@@ -57,7 +57,7 @@ class WorkflowOptions:
         )
 
 
-class WorkflowRef(Generic[I, O]):
+class WorkflowRef(Invocable[I, O]):
     """A workflow by its id and schemas, without its code: enough to start runs of it."""
 
     def __init__(
@@ -82,6 +82,11 @@ class WorkflowRef(Generic[I, O]):
     def load_input(self, text: str) -> Any:
         """A stored input as the handler will see it. Raises InvalidInputError if it does not fit the schema."""
         return self._input.load(text)
+
+    def load_output(self, text: str) -> O:
+        """A stored output as its annotation says. Raises SerializationError if it does not fit."""
+        output: O = self.output_codec.decode(text, f"the output of workflow {self.id!r}")
+        return output
 
     def handler(
         self,

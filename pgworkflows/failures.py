@@ -6,9 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from traceback import StackSummary, TracebackException
 from types import GeneratorType
+from uuid import UUID
 
 from pgworkflows.decisions import Fail
 from pgworkflows.errors import (
+    ChildWorkflowFailedError,
     DuplicateStepError,
     InvalidInputError,
     NonDeterminismError,
@@ -18,10 +20,13 @@ from pgworkflows.errors import (
     WorkflowEngineError,
     WorkflowTimeoutError,
 )
-from pgworkflows.history import ErrorInfo, StoredStep
+from pgworkflows.history import ChildEnd, ErrorInfo, StoredChild, StoredStep
+from pgworkflows.runs import RunStatus
 
 FINAL = (NonDeterminismError, DuplicateStepError, SerializationError, InvalidInputError, WorkflowTimeoutError)
 """Failures that another execution of the run would only repeat."""
+
+VERBS = {RunStatus.FAILED: "failed", RunStatus.CANCELLED: "was cancelled"}
 
 _FINAL_NAMES = frozenset(kind.__name__ for kind in FINAL)
 _PACKAGE = Path(__file__).parent
@@ -35,8 +40,25 @@ def error_info(error: BaseException, step_id: str | None = None) -> ErrorInfo:
 
 def step_failure(step_id: str, error: ErrorInfo) -> StepFailedError:
     """The exception that the handler sees for a stored failure."""
+    child = error.child
+    if child is not None:
+        return ChildWorkflowFailedError(
+            error.message, step_id=step_id, child_run_id=UUID(child.run_id), status=child.status, error=child.error
+        )
     kind = StepTimeoutError if error.type == "StepTimeoutError" else StepFailedError
     return kind(error.message, step_id=step_id, error_type=error.type, traceback=error.traceback)
+
+
+def child_failure(child: StoredChild) -> ErrorInfo:
+    """What a step tells of its child that has not completed."""
+    said = "" if child.error is None else f" with {child.error.get('type')}: {child.error.get('message')}"
+    return ErrorInfo(
+        ChildWorkflowFailedError.__name__,
+        f"child run {child.run_id} of workflow {child.workflow_id!r} {VERBS[child.status]}{said}",
+        None,
+        child.step_id,
+        ChildEnd(str(child.run_id), child.status, child.error),
+    )
 
 
 def refusal(error: WorkflowEngineError, step_id: str | None = None) -> Fail:

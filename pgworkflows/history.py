@@ -35,14 +35,25 @@ class StepStatus(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class ChildEnd:
+    """How a child ended that did not complete: `status` is failed or cancelled, `error` what its run tells."""
+
+    run_id: str
+    status: str
+    error: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class ErrorInfo:
-    """An error as it is stored: the exception's class name, its text, its traceback, the step it came from. What
+    """An error as it is stored: the exception's class name, its text, its traceback, the step it came from; of a step
+    that invoked a child, how that ended. What
     PostgreSQL cannot keep is escaped from the beginning, so that the handler sees the same each time."""
 
     type: str
     message: str
     traceback: str | None = None
     step_id: str | None = None
+    child: ChildEnd | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "type", storable(self.type))
@@ -88,6 +99,7 @@ class StoredChild:
     value."""
 
     run_id: UUID
+    workflow_id: str
     step_id: str
     status: RunStatus
     output: str | None = None

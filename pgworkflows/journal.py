@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from enum import Enum
@@ -21,7 +21,8 @@ from pgworkflows.replay import EventTaken, StepWrite
 class Entry(NamedTuple):
     """What one run writes in one flush: its steps, and what becomes of the run.
 
-    `action` is checkpoint (the run goes on), suspend, complete, fail, retry (of the whole run) or release.
+    `action` is checkpoint (the run goes on), suspend, complete, fail, retry (of the whole run) or release. `child` is
+    what the run that its last step invokes is started with.
     """
 
     run_id: str
@@ -36,6 +37,13 @@ class Entry(NamedTuple):
     wake_after: timedelta | None = None
     output: str | None = None
     error: ErrorInfo | None = None
+    child: Mapping[str, Any] | None = None
+    parent_run_id: str | None = None
+
+    @property
+    def ends(self) -> bool:
+        """Whether the run is finished by it."""
+        return self.action in ("complete", "fail")
 
 
 class Verdict(Enum):
@@ -86,7 +94,7 @@ def _write_halves(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Ent
 
 def _length(entry: Entry) -> int:
     """How many characters of results an entry holds."""
-    length = len(entry.output or "")
+    length = len(entry.output or "") + len(entry.child["input"] if entry.child else "")
     for step in entry.steps:
         length += len(step.output or "")
     return length
@@ -101,10 +109,10 @@ def without_results(entry: Entry, reason: str) -> Entry:
             info = ErrorInfo("SerializationError", message, None, row.step_id)
             failed = row._replace(status=StepStatus.FAILED, output=None, error=info, wake_at=None, wake_after=None)
             return entry._replace(
-                action="release", steps=(failed,), events=(), output=None, error=None, step_id=row.step_id
+                action="release", steps=(failed,), events=(), output=None, error=None, child=None, step_id=row.step_id
             )
     return entry._replace(
-        action="fail", steps=(), events=(), output=None, error=ErrorInfo("SerializationError", message)
+        action="fail", steps=(), events=(), output=None, child=None, error=ErrorInfo("SerializationError", message)
     )
 
 
@@ -115,12 +123,14 @@ def _send(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> 
         if entry.events
         for taken in entry.events
     ]
+    parents = {entry.parent_run_id for entry in entries if entry.parent_run_id is not None and entry.ends}
     return claims.flush(
         conn,
         worker_id,
         json.dumps([_entry_row(entry) for entry in entries], ensure_ascii=False),
         json.dumps([row for entry in entries for row in _step_rows(entry)], ensure_ascii=False),
         json.dumps(events, ensure_ascii=False) if events else None,
+        sorted(parents) if parents else None,
     )
 
 
@@ -140,6 +150,10 @@ def _entry_row(entry: Entry) -> dict[str, Any]:
             "output": entry.output,
             "error": None if entry.error is None else error_text(entry.error),
         }
+        if entry.child is not None:
+            row["child"] = entry.child
+        if entry.parent_run_id is not None and entry.ends:
+            row["parent_run_id"] = entry.parent_run_id
     return row
 
 
@@ -171,10 +185,15 @@ def _step_rows(entry: Entry) -> Iterator[dict[str, Any]]:
 
 def error_text(error: ErrorInfo) -> str:
     """An error as JSON text."""
-    return json.dumps(
-        {"type": error.type, "message": error.message, "traceback": error.traceback, "step_id": error.step_id},
-        ensure_ascii=False,
-    )
+    row: dict[str, Any] = {
+        "type": error.type,
+        "message": error.message,
+        "traceback": error.traceback,
+        "step_id": error.step_id,
+    }
+    if error.child is not None:
+        row["child"] = {"run_id": error.child.run_id, "status": error.child.status, "error": error.child.error}
+    return json.dumps(row, ensure_ascii=False)
 
 
 def _answer(told: dict[str, Any] | None) -> Answer:

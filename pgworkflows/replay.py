@@ -15,6 +15,7 @@ from uuid import UUID
 from pgworkflows.commands import (
     Command,
     DelayCommand,
+    InvokeChildCommand,
     PauseCommand,
     PollCommand,
     PollResult,
@@ -24,6 +25,7 @@ from pgworkflows.commands import (
 )
 from pgworkflows.decisions import (
     CallStep,
+    ChildStart,
     Complete,
     Decision,
     EventTaken,
@@ -38,14 +40,25 @@ from pgworkflows.decisions import (
     ended,
     waiting,
 )
-from pgworkflows.errors import InvalidInputError, SerializationError, StepFailedError
-from pgworkflows.failures import changed, error_info, escaped, not_a_command, refusal, step_failure, used_twice
-from pgworkflows.history import ErrorInfo, StepStatus, StoredEvent, StoredStep
+from pgworkflows.errors import InvalidInputError, SerializationError, StepFailedError, WorkflowEngineError
+from pgworkflows.failures import (
+    changed,
+    child_failure,
+    error_info,
+    escaped,
+    not_a_command,
+    refusal,
+    step_failure,
+    used_twice,
+)
+from pgworkflows.history import ErrorInfo, StepStatus, StoredChild, StoredEvent, StoredStep
 from pgworkflows.results import NOTHING_TO_SAY, POLL_TIMED_OUT, decoded, poll_output
+from pgworkflows.runs import RunStatus
 from pgworkflows.serialization import PLAIN
 
 __all__ = [
     "CallStep",
+    "ChildStart",
     "Complete",
     "Decision",
     "EventTaken",
@@ -62,10 +75,24 @@ __all__ = [
 ]
 
 AnyCommand: TypeAlias = (
-    RunCommand[Any] | PollCommand[Any] | WaitForCommand[Any] | WaitUntilCommand | DelayCommand | PauseCommand
+    RunCommand[Any]
+    | PollCommand[Any]
+    | WaitForCommand[Any]
+    | WaitUntilCommand
+    | DelayCommand
+    | PauseCommand
+    | InvokeChildCommand[Any]
 )
 """All that is answered here; a command of another class is refused like anything else."""
-COMMANDS = (RunCommand, PollCommand, WaitForCommand, WaitUntilCommand, DelayCommand, PauseCommand)
+COMMANDS = (
+    RunCommand,
+    PollCommand,
+    WaitForCommand,
+    WaitUntilCommand,
+    DelayCommand,
+    PauseCommand,
+    InvokeChildCommand,
+)
 
 Sent: TypeAlias = tuple[Any, StepFailedError | None]
 """What a command is answered with at once: a result to send in, or a failure to throw in."""
@@ -100,11 +127,13 @@ class Replay:
         mailbox: Sequence[StoredEvent],
         as_of: datetime,
         trail: Trail,
+        child: StoredChild | None = None,
         encode_output: Callable[[Any], str] = lambda value: PLAIN.encode(value, "the output"),
         workflow_id: str | None = None,
         run_id: UUID | None = None,
     ) -> None:
-        """`history` and `mailbox` are in order, by position and by id; the ids are told in failures."""
+        """`history` and `mailbox` are in order, by position and by id; `child` is that of the last step, if it has
+        invoked one; the ids are told in failures."""
         self._workflow_id = workflow_id
         self._run_id = run_id
         self._generator = generator
@@ -113,6 +142,7 @@ class Replay:
         taken_back = any(step.position == len(self._history) for step in self._cleared.values())
         self._reached = len(self._history) + taken_back
         self._mailbox = list(mailbox)
+        self._child = child
         self._as_of = as_of
         self._trail = trail
         self._encode_output = encode_output
@@ -121,6 +151,7 @@ class Replay:
         self._thrown: list[StepFailedError] = []
         self._writes: list[StepWrite] = []
         self._events: list[EventTaken] = []
+        self._child_start: ChildStart | None = None
 
     def begin(self) -> Turn:
         """Replay the history and decide what comes first after it."""
@@ -151,7 +182,7 @@ class Replay:
             self._generator.close()
 
     def _turn(self, decision: Decision) -> Turn:
-        turn = Turn(tuple(self._writes), tuple(self._events), decision)
+        turn = Turn(tuple(self._writes), tuple(self._events), decision, self._child_start)
         self._writes.clear()
         self._events.clear()
         if not isinstance(decision, CallStep | Complete):
@@ -240,7 +271,41 @@ class Replay:
                 if stored is None:
                     self._write(waiting(self._position, command))
                 return Suspend(command.id, "pause")
+            case InvokeChildCommand():
+                return self._invoke(command, stored)
         assert_never(command)
+
+    def _invoke(self, command: InvokeChildCommand[Any], stored: StoredStep | None) -> Suspend | Fail | Sent:
+        """A child's end is known by the child. One that was not begun, or is there no more, is begun."""
+        child = self._child
+        if stored is None or child is None or child.step_id != command.id:
+            return self._begin_child(command)
+        match child.status:
+            case RunStatus.COMPLETED:
+                output = NOTHING_TO_SAY if child.output is None else child.output
+                self._write(ended(self._position, command, StepStatus.COMPLETED, output=output))
+                return self._stored_result(command, output)
+            case RunStatus.FAILED | RunStatus.CANCELLED:
+                return self._failed(command, child_failure(child))
+            case _:
+                return Suspend(command.id, "child", command.id)
+
+    def _begin_child(self, command: InvokeChildCommand[Any]) -> Suspend | Sent:
+        try:
+            if command.workflow is None:
+                text = PLAIN.encode(command.input, f"the input of workflow {command.workflow_id!r}")
+            else:
+                text, _ = command.workflow.validate_input(command.input)
+        except WorkflowEngineError as error:
+            return self._failed(command, ErrorInfo(type(error).__name__, error.message, None, command.id))
+        self._write(waiting(self._position, command))
+        self._child_start = ChildStart(command, text)
+        return Suspend(command.id, "child", command.id)
+
+    def _failed(self, command: AnyCommand, info: ErrorInfo) -> Sent:
+        """The wait is over, with a failure."""
+        self._write(ended(self._position, command, StepStatus.FAILED, error=info))
+        return None, step_failure(command.id, info)
 
     def _call(self, command: RunCommand[Any] | PollCommand[Any], stored: StoredStep | None) -> CallStep | Suspend:
         if stored is None:
@@ -273,9 +338,7 @@ class Replay:
         try:
             value = decoded(command, event.data)
         except (InvalidInputError, SerializationError) as error:
-            info = ErrorInfo("InvalidInputError", str(error), None, command.id)
-            self._write(ended(self._position, command, StepStatus.FAILED, error=info))
-            return None, step_failure(command.id, info)
+            return self._failed(command, ErrorInfo("InvalidInputError", str(error), None, command.id))
         self._write(ended(self._position, command, StepStatus.COMPLETED, output=event.data))
         return value, None
 

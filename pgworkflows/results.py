@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from pgworkflows.commands import Command, PollCommand, PollResult, RunCommand, WaitForCommand
+from pgworkflows.commands import Command, InvokeChildCommand, PollCommand, PollResult, RunCommand, WaitForCommand
 from pgworkflows.schemas import event_schema
 from pgworkflows.serialization import PLAIN, Codec, codec_for_return
 
@@ -26,6 +26,10 @@ def decoded(command: Command[Any], output: str) -> Any:
             return _decoded_poll(command.id, output, codec_for_return(fn))
         case WaitForCommand(schema=schema) if schema is not None and output != NOTHING_TO_SAY:
             return event_schema(schema).load(output)
+        case InvokeChildCommand(workflow=child, workflow_id=workflow_id):
+            if child is None:
+                return PLAIN.decode(output, f"the output of workflow {workflow_id!r}")
+            return child.load_output(output)
         case WaitForCommand():
             return PLAIN.decode(output, f"the event of step {command.id!r}")
         case _:

@@ -13,12 +13,14 @@ from uuid import UUID
 from pgworkflows.claims import ClaimedRun
 from pgworkflows.commands import PollCommand, RunCommand, ScheduleContext, Step, StepContext
 from pgworkflows.current import CurrentStep, reset_current, set_current
-from pgworkflows.definition import Workflow
+from pgworkflows.declarations import options_of
+from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.errors import SerializationError, StepTimeoutError, WorkflowEngineError
 from pgworkflows.history import ErrorInfo
 from pgworkflows.journal import Entry
 from pgworkflows.replay import (
     CallStep,
+    ChildStart,
     Complete,
     Fail,
     Raised,
@@ -32,6 +34,7 @@ from pgworkflows.replay import (
 )
 from pgworkflows.retry import run_retry_pause
 from pgworkflows.serialization import codec_for_return
+from pgworkflows.store import interval_text
 
 SUSPECT_FROM = 3
 """After how many interruptions in a row a run is claimed alone; `claim` in SQL says the same."""
@@ -164,7 +167,8 @@ class Execution:
 
     def failure_entry(self, error: ErrorInfo) -> Entry:
         """Fail the run for what is nobody's step."""
-        return Entry(self.run.run_id, self.run.claim_id, self.run.signal, "fail", error=error)
+        run = self.run
+        return Entry(run.run_id, run.claim_id, run.signal, "fail", error=error, parent_run_id=run.parent_run_id)
 
     def close(self) -> None:
         """Let the generator go; only while no thread works on it."""
@@ -196,6 +200,7 @@ class Execution:
             mailbox=run.events,
             as_of=run.as_of,
             trail=trail,
+            child=run.child,
             encode_output=lambda output: self.workflow.output_codec.encode(output, "the output of the workflow"),
             workflow_id=run.workflow_id,
             run_id=self._run_id,
@@ -213,13 +218,24 @@ class Execution:
     def _entry(self, turn: Turn) -> Entry:
         run = self.run
         decision = turn.decision
-        entry = Entry(run.run_id, run.claim_id, run.signal, "checkpoint", turn.writes, turn.events)
+        entry = Entry(
+            run.run_id,
+            run.claim_id,
+            run.signal,
+            "checkpoint",
+            turn.writes,
+            turn.events,
+            parent_run_id=run.parent_run_id,
+        )
         match decision:
             case CallStep():
                 self._pending = decision
                 return entry
             case Suspend(step_id, wait_kind, wait_event):
-                return entry._replace(action="suspend", step_id=step_id, wait_kind=wait_kind, wait_event=wait_event)
+                child = None if turn.child is None else self._child_row(turn.child)
+                return entry._replace(
+                    action="suspend", step_id=step_id, wait_kind=wait_kind, wait_event=wait_event, child=child
+                )
             case Complete(output):
                 last = turn.writes[-1].step_id if turn.writes else None
                 return entry._replace(action="complete", step_id=last, output=output)
@@ -228,6 +244,21 @@ class Execution:
                 return entry._replace(action="retry", step_id=error.step_id, wake_after=pause, error=error)
             case Fail(error):
                 return entry._replace(action="fail", step_id=error.step_id, error=error)
+
+    def _child_row(self, start: ChildStart) -> dict[str, Any]:
+        """What a child is started with, as the journal writes it."""
+        command = start.command
+        return {
+            "workflow_id": command.workflow_id,
+            "input": start.input,
+            "resource_id": command.resource_id,
+            "idempotency_key": command.idempotency_key,
+            "priority": command.priority,
+            "retries": command.retries,
+            "timeout": interval_text(command.run_timeout),
+            "headers": self.run.headers or None,
+            "fallback": options_of(command.workflow) if isinstance(command.workflow, WorkflowRef) else None,
+        }
 
 
 def _perform(call: Call) -> StepOutcome:
