@@ -24,6 +24,7 @@ from pgworkflows.errors import (
     WorkflowTimeoutError,
 )
 from pgworkflows.history import StepKind, StepRecord, StepStatus
+from pgworkflows.plugins import ExecutionOutcome, Plugin, RunContext, StepInfo
 from pgworkflows.runs import Page, RunStatus, WorkflowProgress, WorkflowRun
 from pgworkflows.worker import Worker
 
@@ -36,19 +37,23 @@ __all__ = [
     "CurrentStep",
     "DuplicateStepError",
     "EmbeddedPostgres",
+    "ExecutionOutcome",
     "IdempotencyConflictError",
     "InvalidInputError",
     "InvalidStatusError",
     "NonDeterminismError",
     "Page",
+    "Plugin",
     "PollResult",
     "RunCommand",
+    "RunContext",
     "RunStatus",
     "SerializationError",
     "Step",
     "StepContext",
     "StepDefinition",
     "StepFailedError",
+    "StepInfo",
     "StepKind",
     "StepRecord",
     "StepStatus",

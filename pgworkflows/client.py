@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import logging
 import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,7 +18,7 @@ from pgworkflows.borrowed import borrowed
 from pgworkflows.commands import Json
 from pgworkflows.database import Database, Executor, Pool
 from pgworkflows.declarations import options_of
-from pgworkflows.definition import WorkflowRef
+from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.durations import Duration, parse_positive_duration
 from pgworkflows.errors import (
     ConfigurationError,
@@ -30,6 +31,7 @@ from pgworkflows.errors import (
 from pgworkflows.history import StepRecord
 from pgworkflows.limits import checked_identifier
 from pgworkflows.migrate import Migration, migrate
+from pgworkflows.plugins import Plugin, checked_plugins, injected
 from pgworkflows.runs import PAUSABLE, RESUMABLE, RETRYABLE, UNFINISHED, Page, RunStatus, WorkflowProgress, WorkflowRun
 from pgworkflows.schema import DEFAULT_SCHEMA, checked_schema
 from pgworkflows.serialization import PLAIN
@@ -49,10 +51,19 @@ class WorkflowClient:
 
     `conninfo` is a connection string or URL; None means `$DATABASE_URL`, else an embedded server if the extra
     `embedded` is installed, else ConfigurationError. With `pool`, a psycopg_pool ConnectionPool, that is used instead.
-    Connections open at first use. Threads may share a client.
+    Connections open at first use. Threads may share a client. What `plugins` inject travels with the runs it starts.
     """
 
-    def __init__(self, conninfo: str | None = None, *, pool: Pool | None = None, schema: str = DEFAULT_SCHEMA) -> None:
+    def __init__(
+        self,
+        conninfo: str | None = None,
+        *,
+        pool: Pool | None = None,
+        schema: str = DEFAULT_SCHEMA,
+        plugins: Iterable[Plugin] = (),
+    ) -> None:
+        self.plugins = checked_plugins(plugins)
+        self.logger = logging.getLogger("pgworkflows")
         self.schema = checked_schema(schema)
         if conninfo is None and pool is None:
             conninfo = _default_conninfo()
@@ -112,7 +123,7 @@ class WorkflowClient:
             singleton=singleton,
             delay=delay,
             run_at=run_at,
-            headers=self._headers(),
+            headers=self._headers(workflow),
         )
         key = optional_name(idempotency_key, "idempotency_key")
         workflow_id, text, fallback = self._prepared(workflow, input)
@@ -150,7 +161,7 @@ class WorkflowClient:
             singleton=singleton,
             delay=delay,
             run_at=run_at,
-            headers=self._headers(),
+            headers=self._headers(workflow),
         )
         values = list(inputs)
         keys = [None] * len(values) if idempotency_keys is None else list(idempotency_keys)
@@ -342,9 +353,10 @@ class WorkflowClient:
         checked_ref(workflow)
         return workflow.id, workflow.validate_input(input)[0], options_of(workflow)
 
-    def _headers(self) -> str | None:
-        """What goes along with a start, as JSON text."""
-        return None
+    def _headers(self, workflow: WorkflowRef[Any, Any] | str) -> str | None:
+        """What plugins send along with a start, as JSON text: those given here, and those of the workflow."""
+        inner = workflow.plugins if isinstance(workflow, Workflow) else ()
+        return injected((*self.plugins, *inner), self.logger) if self.plugins or inner else None
 
     @property
     def _known_steps(self) -> Mapping[str, Sequence[str]]:

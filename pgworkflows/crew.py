@@ -22,13 +22,16 @@ from pgworkflows.heartbeat import Heartbeat
 from pgworkflows.holdings import Holdings
 from pgworkflows.journal import Answer, Entry, Verdict, without_results
 from pgworkflows.listener import Listener
+from pgworkflows.plugins import ExecutionOutcome
 from pgworkflows.pool import Pool, ThreadLost
-from pgworkflows.replay import error_info
-from pgworkflows.runner import Call, Execution
+from pgworkflows.runner import Call, Execution, outcome_of
 from pgworkflows.scribe import Scribe
 
 if TYPE_CHECKING:
     from pgworkflows.engine import WorkflowEngine
+
+LEAVE_S = 5.0
+"""How long a worker that stops waits for plugins that take their time to leave an execution."""
 
 
 class Crew:
@@ -46,6 +49,8 @@ class Crew:
         self._logger: logging.Logger = engine.logger
         self._conninfo = engine.conninfo
         self._schema = engine.schema
+        self._plugins = engine.plugins
+        self._inside: set[Execution] = set()
         self._closing = threading.Event()
         name = "pgworkflows"
         self._holdings = Holdings()
@@ -104,6 +109,21 @@ class Crew:
         self._alarms.close()
         self._unregister()
         self._ear.close()
+        self._part(0.0 if hurried() else LEAVE_S)
+
+    def _part(self, limit_s: float) -> None:
+        """Leave the plugins of the executions that nobody works on any more, and wait for those who are at it."""
+        if not self._inside:
+            return
+        threading.Thread(target=self._leave_all, name="pgworkflows-parting", daemon=True).start()
+        deadline = time.monotonic() + limit_s
+        while self._inside and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+    def _leave_all(self) -> None:
+        """In a thread of its own, which a plugin may keep."""
+        for execution in list(self._inside):
+            self._leave(execution, ExecutionOutcome.RELEASED)
 
     def _unregister(self) -> None:
         """Give back what is still in hand, without blame, and sign off. The session may have broken in the meantime
@@ -123,8 +143,10 @@ class Crew:
         return WorkerConnection(self._conninfo, self._schema)
 
     def _accept(self, run: ClaimedRun, workflow: Workflow[Any, Any], worker_id: UUID) -> None:
-        execution = Execution(run, workflow, self._logger)
+        execution = Execution(run, workflow, self._logger, self._plugins)
         if self._holdings.add(execution, worker_id):
+            if execution.wrapped:
+                self._inside.add(execution)
             self._pool.put(execution)
 
     def _work(self, execution: Execution) -> None:
@@ -132,7 +154,7 @@ class Crew:
         while not execution.dropped:
             call = execution.next_call()
             if call is not None and (self._closing.is_set() or execution.control is not None):
-                self._scribe.submit(execution, execution.release_entry())
+                self._submit(execution, execution.release_entry())
                 return
             if call is None or call.timeout_s is None:
                 entry = self._next_entry(execution, call)
@@ -145,17 +167,30 @@ class Crew:
             if entry is None:
                 return
             if entry.action != "checkpoint" or entry.steps or entry.events:
-                self._scribe.submit(execution, entry)
+                self._submit(execution, entry)
                 return
         execution.close()
+        self._leave(execution, execution.ending)
+
+    def _submit(self, execution: Execution, entry: Entry) -> None:
+        """Hand an entry to the scribe. If it is the execution's last, leave the plugins: after that, so that one that
+        takes its time, or the process with it, holds up no write."""
+        self._scribe.submit(execution, entry)
+        if execution.wrapped and entry.action != "checkpoint":
+            execution.close()
+            self._leave(execution, outcome_of(entry, execution.control))
+
+    def _leave(self, execution: Execution, outcome: ExecutionOutcome) -> None:
+        if execution.wrapped and execution.leave(outcome):
+            self._inside.discard(execution)
 
     def _next_entry(self, execution: Execution, call: Call | None) -> Entry | None:
         try:
             entry = execution.work(call)
-        except Exception as error:
+        except BaseException as error:
             # Nothing a handler or a step does ends up here: a strategy of the user's raised, or we are wrong.
             self._logger.exception("pgworkflows: run %s could not be advanced", execution.run.run_id)
-            return execution.failure_entry(error_info(error))
+            return execution.failure_entry(error)
         # Without an entry its call was given up: by its timeout, or since the worker closes.
         if entry is None and not self._closing.is_set() and self._pool.has_too_many():
             raise ThreadLost
@@ -191,6 +226,7 @@ class Crew:
                     self._holdings.bell.set()
                 self._pool.put(execution)
             case _:
+                execution.ending = outcome_of(entry, answer.control)
                 self._report(execution, entry)
                 self._let_go(execution, entry)
 
@@ -198,7 +234,7 @@ class Crew:
         """The run is not ours any more. Its generator, where it still stands, is closed by the pool: what its `finally`
         blocks do may take long, and must not hold up the writes of the others."""
         self._holdings.remove(execution)
-        if entry.action in ("checkpoint", "release") and not self._closing.is_set():
+        if entry.action in ("checkpoint", "release") and (execution.wrapped or not self._closing.is_set()):
             self._pool.put(execution)
         else:
             execution.close()

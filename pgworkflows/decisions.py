@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, NamedTuple, TypeAlias
 
@@ -75,10 +75,12 @@ class Complete:
 
 @dataclass(frozen=True, slots=True)
 class Fail:
-    """The handler raised, or cannot be replayed. `error.step_id` names the step whose failure got out of it."""
+    """The handler raised, or cannot be replayed. `error.step_id` names the step whose failure got out of it; `cause` is
+    what was raised, for plugins."""
 
     error: ErrorInfo
     retryable: bool
+    cause: BaseException | None = field(default=None, compare=False, repr=False)
 
 
 Decision: TypeAlias = CallStep | Suspend | Complete | Fail

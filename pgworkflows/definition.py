@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
 from functools import cached_property
@@ -14,6 +14,7 @@ from pgworkflows.durations import Duration, parse_positive_duration
 from pgworkflows.errors import ConfigurationError, DuplicateStepError, InvalidInputError
 from pgworkflows.handlers import input_parameter, names_at_definition, output_annotation
 from pgworkflows.limits import checked_flag, checked_identifier, checked_priority, checked_retries
+from pgworkflows.plugins import Plugin, checked_plugins
 from pgworkflows.schemas import REQUIRED, InputSchema
 from pgworkflows.serialization import PLAIN, Codec, codec_for, typed_codec
 from pgworkflows.source import SourceReport, StepDefinition, find_steps
@@ -97,6 +98,7 @@ class WorkflowRef(Invocable[I, O]):
         singleton: bool | None = None,
         queue: str = "default",
         retention: Duration | None = None,
+        plugins: Iterable[Plugin] = (),
     ) -> RefDecorator[I, O]:
         """Make the full workflow of this reference: a decorator for its handler. Options as in `workflow`; `singleton`
         is the reference's if it is left out."""
@@ -108,6 +110,7 @@ class WorkflowRef(Invocable[I, O]):
             queue=queue,
             retention=retention,
         )
+        checked = checked_plugins(plugins)
 
         def define(handler: Callable[..., Steps[Any]], /) -> Workflow[Any, Any]:
             return Workflow(
@@ -117,6 +120,7 @@ class WorkflowRef(Invocable[I, O]):
                 input_schema=self.input_schema,
                 output_schema=self.output_schema,
                 names=names_at_definition(),
+                plugins=checked,
             )
 
         return define
@@ -162,6 +166,7 @@ class Workflow(WorkflowRef[I, O]):
         input_schema: Any = None,
         output_schema: Any = None,
         names: Mapping[str, Any] | None = None,
+        plugins: tuple[Plugin, ...] = (),
     ) -> None:
         """`names` are those of the place of definition, for annotations written as text. Raises TypeError for a
         `function` that is no handler."""
@@ -172,6 +177,7 @@ class Workflow(WorkflowRef[I, O]):
         self.priority = options.priority
         self.queue = options.queue
         self.retention = options.retention
+        self.plugins = plugins
         self._parameter = input_parameter(function, f"the handler of workflow {id!r}")
         if self._parameter is None and input_schema is not None:
             raise TypeError(f"workflow {id!r} has an input schema, but its handler takes no input")
@@ -296,23 +302,25 @@ def workflow(
     singleton: bool = False,
     queue: str = "default",
     retention: Duration | None = None,
+    plugins: Iterable[Plugin] = (),
 ) -> WorkflowDecorator:
     """Make a workflow of a generator function that takes `(step)` or `(step, input)`.
 
     `input_schema` is whatever pydantic's TypeAdapter takes; without it the annotation of `input` is the schema.
     `retries` are further executions of a failed run, `timeout` counts from when a run may first start, `priority` is
     "high", "normal", "low" or within ±1000. A `singleton` has at most one unfinished run. Finished runs are deleted
-    after `retention`; without it they are kept. Raises ValueError and TypeError for these; the decorator raises
-    TypeError for what is no such function.
+    after `retention`; without it they are kept. `plugins` stand inside those of the engine. Raises ValueError and
+    TypeError for these; the decorator raises TypeError for what is no such function.
     """
     _refuse_bare(id)
     checked_identifier(id, "a workflow id")
     options = WorkflowOptions.build(
         retries=retries, timeout=timeout, priority=priority, singleton=singleton, queue=queue, retention=retention
     )
+    checked = checked_plugins(plugins)
 
     def define(handler: Callable[..., Steps[Any]], /) -> Workflow[Any, Any]:
-        return Workflow(id, handler, options, input_schema=input_schema, names=names_at_definition())
+        return Workflow(id, handler, options, input_schema=input_schema, names=names_at_definition(), plugins=checked)
 
     return define
 

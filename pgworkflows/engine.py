@@ -13,6 +13,7 @@ from pgworkflows.declarations import declarations, literal_ids, options_of
 from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.errors import WorkflowNotFoundError
 from pgworkflows.limits import checked_identifier
+from pgworkflows.plugins import Plugin
 from pgworkflows.registry import WorkflowRegistry
 from pgworkflows.schema import DEFAULT_SCHEMA
 from pgworkflows.worker import Worker
@@ -20,7 +21,8 @@ from pgworkflows.worker import Worker
 
 class WorkflowEngine(WorkflowClient):
     """A client with workflows. `start` applies migrations and runs a worker in a thread; `worker` makes one for a
-    process of its own. Parameters as for WorkflowClient; `logger` is told what goes wrong with workers."""
+    process of its own. Parameters as for WorkflowClient; `logger` is told what goes wrong with workers, and `plugins`
+    stand around the runs of all its workflows."""
 
     def __init__(
         self,
@@ -30,12 +32,13 @@ class WorkflowEngine(WorkflowClient):
         pool: Pool | None = None,
         schema: str = DEFAULT_SCHEMA,
         logger: logging.Logger | None = None,
+        plugins: Iterable[Plugin] = (),
     ) -> None:
         self._registry = WorkflowRegistry()
         for workflow in workflows:
             self._registry.register(workflow)
-        super().__init__(conninfo, pool=pool, schema=schema)
-        self.logger = logger or logging.getLogger("pgworkflows")
+        super().__init__(conninfo, pool=pool, schema=schema, plugins=plugins)
+        self.logger = logger or self.logger
         self._worker: Worker | None = None
         self._thread: threading.Thread | None = None
 
@@ -103,6 +106,11 @@ class WorkflowEngine(WorkflowClient):
         workflow_id, text, fallback = super()._prepared(workflow, input)
         known = self._registry.get(workflow_id)
         return workflow_id, text, fallback if known is None else options_of(known)
+
+    def _headers(self, workflow: WorkflowRef[Any, Any] | str) -> str | None:
+        workflow_id: object = workflow.id if isinstance(workflow, WorkflowRef) else workflow
+        known = self._registry.get(workflow_id) if isinstance(workflow_id, str) else None
+        return super()._headers(known or workflow)
 
     @property
     def _known_steps(self) -> Mapping[str, Sequence[str]]:

@@ -63,7 +63,7 @@ def child_failure(child: StoredChild) -> ErrorInfo:
 
 def refusal(error: WorkflowEngineError, step_id: str | None = None) -> Fail:
     """The run cannot go on: `error` says why and what to mend."""
-    return Fail(ErrorInfo(type(error).__name__, error.message, None, step_id), retryable=False)
+    return Fail(ErrorInfo(type(error).__name__, error.message, None, step_id), retryable=False, cause=error)
 
 
 def escaped(raised: BaseException, thrown: Sequence[StepFailedError], *, early: bool) -> Fail:
@@ -73,10 +73,11 @@ def escaped(raised: BaseException, thrown: Sequence[StepFailedError], *, early: 
         if failure is raised:
             step_id = None if early else failure.step_id
             error = ErrorInfo(failure.error_type, failure.message, failure.traceback, step_id)
-            return Fail(error, retryable=not _is_final(error))
+            return Fail(error, retryable=not _is_final(error), cause=raised)
     linked = set(map(id, _linked(raised)))
     named = [failure.step_id for failure in thrown if id(failure) in linked and not early]
-    return Fail(error_info(raised, named[-1] if named else None), retryable=not isinstance(raised, FINAL))
+    info = error_info(raised, named[-1] if named else None)
+    return Fail(info, retryable=not isinstance(raised, FINAL), cause=raised)
 
 
 def changed(ahead: StoredStep, what_it_did: str) -> NonDeterminismError:

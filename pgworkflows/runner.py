@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
+from datetime import timedelta
+from functools import partial
 from threading import Lock
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +20,7 @@ from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.errors import SerializationError, StepTimeoutError, WorkflowEngineError
 from pgworkflows.history import ErrorInfo
 from pgworkflows.journal import Entry
+from pgworkflows.plugins import ExecutionOutcome, Plugin, RunContext, StepInfo, WrappedCall
 from pgworkflows.replay import (
     CallStep,
     ChildStart,
@@ -35,12 +38,44 @@ from pgworkflows.replay import (
 from pgworkflows.retry import run_retry_pause
 from pgworkflows.serialization import codec_for_return
 from pgworkflows.store import interval_text
+from pgworkflows.wrapping import Wrapping
 
 SUSPECT_FROM = 3
 """After how many interruptions in a row a run is claimed alone; `claim` in SQL says the same."""
 
 
-class _SilentWhileReplaying(logging.LoggerAdapter[logging.Logger]):
+def outcome_of(entry: Entry, control: str | None) -> ExecutionOutcome:
+    """How an execution ended, for its plugins: by its last entry, if clients have not asked for something else."""
+    match control, entry.action, entry.wait_kind:
+        case "cancel", _, _:
+            return ExecutionOutcome.CANCELLED
+        case "pause", _, _:
+            return ExecutionOutcome.PAUSED
+        case "retry", _, _:
+            return ExecutionOutcome.RELEASED
+        case _, "complete", _:
+            return ExecutionOutcome.COMPLETED
+        case _, "fail", _:
+            return ExecutionOutcome.FAILED
+        case (_, "retry", _) | (_, _, "retry"):
+            return ExecutionOutcome.RETRYING
+        case _, _, "pause":
+            return ExecutionOutcome.PAUSED
+        case _, "suspend", _:
+            return ExecutionOutcome.WAITING
+        case _:
+            return ExecutionOutcome.RELEASED
+
+
+class _OfRun(logging.LoggerAdapter[logging.Logger]):
+    """A logger that says which run it speaks of, in extra fields."""
+
+    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
+        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
+        return msg, kwargs
+
+
+class _SilentWhileReplaying(_OfRun):
     """The handler's logger: what it said in an earlier execution is not said again."""
 
     def __init__(self, logger: logging.Logger, extra: dict[str, object], trail: Trail) -> None:
@@ -49,10 +84,6 @@ class _SilentWhileReplaying(logging.LoggerAdapter[logging.Logger]):
 
     def isEnabledFor(self, level: int) -> bool:  # noqa: N802  (logging's name)
         return not self._trail.replaying and super().isEnabledFor(level)
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
-        return msg, kwargs
 
 
 class Call:
@@ -80,30 +111,45 @@ class Call:
 
 class Execution:
     """A claimed run in this process. One thread at a time works on it; `control` and `dropped` may be set by others.
-    `suspect`: so many workers died with it that it is worked on alone, until its next checkpoint clears it."""
+    `suspect`: so many workers died with it that it is worked on alone, until its next checkpoint clears it. `ending`:
+    what its plugins are told if it ends without a last entry."""
 
     __slots__ = (
+        "_failure",
         "_logger",
         "_outcome",
         "_pending",
         "_replay",
         "_run_id",
+        "_wrapping",
         "call",
         "control",
         "dropped",
+        "ending",
         "run",
         "suspect",
         "workflow",
     )
 
-    def __init__(self, run: ClaimedRun, workflow: Workflow[Any, Any], logger: logging.Logger) -> None:
+    def __init__(
+        self,
+        run: ClaimedRun,
+        workflow: Workflow[Any, Any],
+        logger: logging.Logger,
+        plugins: Sequence[Plugin] = (),
+    ) -> None:
+        """`plugins` are the engine's; the workflow's stand inside them."""
         self.run = run
         self.workflow = workflow
         self.control: str | None = None
         self.dropped = False
         self.suspect = run.interruptions >= SUSPECT_FROM
+        self.ending = ExecutionOutcome.LOST
         self.call: Call | None = None
         self._logger = logger
+        all_plugins = (*plugins, *workflow.plugins)
+        self._wrapping = Wrapping(all_plugins, logger) if all_plugins else None
+        self._failure: BaseException | None = None
         self._run_id = UUID(run.run_id)
         self._replay: Replay | None = None
         self._pending: CallStep | None = None
@@ -121,7 +167,7 @@ class Execution:
         if self._replay is None:
             return self._entry(self._begin())
         if call is not None:
-            outcome = _perform(call)
+            outcome = self._perform(call)
             if not call.settle():
                 return None
             self._outcome = outcome
@@ -165,23 +211,43 @@ class Execution:
         if call is not None and call.settle():
             call.current.cancel()
 
-    def failure_entry(self, error: ErrorInfo) -> Entry:
+    def failure_entry(self, error: BaseException) -> Entry:
         """Fail the run for what is nobody's step."""
         run = self.run
-        return Entry(run.run_id, run.claim_id, run.signal, "fail", error=error, parent_run_id=run.parent_run_id)
+        self._failure = error
+        info = error_info(error)
+        return Entry(run.run_id, run.claim_id, run.signal, "fail", error=info, parent_run_id=run.parent_run_id)
 
     def close(self) -> None:
         """Let the generator go; only while no thread works on it."""
-        if self._replay is not None:
+        if self._replay is None:
+            return
+        if self._wrapping is None:
             self._replay.close()
+        else:
+            self._wrapping.inside_if_free(self._replay.close)
+
+    @property
+    def wrapped(self) -> bool:
+        """Whether it has plugins, which have to be left."""
+        return self._wrapping is not None
+
+    def leave(self, outcome: ExecutionOutcome) -> bool:
+        """Leave the plugins, once; whether that is done. Not in a thread that others need: a plugin may hang in it."""
+        return self._wrapping is None or self._wrapping.leave(outcome, self._failure)
+
+    def headers_for_child(self) -> str | None:
+        """What goes along with the start of a child run, as JSON text. Not while the handler is advanced."""
+        return None if self._wrapping is None else self._wrapping.headers()
 
     def _begin(self) -> Turn:
         run = self.run
         trail = Trail()
+        refused: Fail | None = None
         try:
             value = self.workflow.load_input(run.input)
         except WorkflowEngineError as error:
-            return Turn((), (), Fail(ErrorInfo(type(error).__name__, error.message), retryable=False))
+            value, refused = None, Fail(ErrorInfo(type(error).__name__, error.message), retryable=False, cause=error)
         extra: dict[str, object] = {"run_id": run.run_id, "workflow_id": run.workflow_id}
         context = StepContext(
             run_id=self._run_id,
@@ -193,6 +259,12 @@ class Execution:
             schedule=None if run.schedule_tick is None else ScheduleContext(run.schedule_tick),
             logger=_SilentWhileReplaying(self._logger, extra, trail),
         )
+        if self._wrapping is not None:
+            lag = max(timedelta(0), run.as_of - run.ready_at)
+            seen = {**vars(context), "logger": _OfRun(self._logger, extra)}
+            self._wrapping.enter(RunContext(**seen, headers=run.headers, queue_lag=lag))
+        if refused is not None:
+            return Turn((), (), refused)
         generator = self.workflow.begin(Step(context), value)
         self._replay = Replay(
             generator,
@@ -205,7 +277,7 @@ class Execution:
             workflow_id=run.workflow_id,
             run_id=self._run_id,
         )
-        return self._replay.begin()
+        return self._advance(self._replay.begin)
 
     def _resolve(self) -> Turn:
         assert self._replay is not None
@@ -213,11 +285,24 @@ class Execution:
         assert self._outcome is not None
         pending, outcome = self._pending, self._outcome
         self._pending = self._outcome = self.call = None
-        return self._replay.resolve(pending, outcome)
+        return self._advance(partial(self._replay.resolve, pending, outcome))
+
+    def _advance(self, turn: Callable[[], Turn]) -> Turn:
+        return turn() if self._wrapping is None else self._wrapping.inside(turn)
+
+    def _perform(self, call: Call) -> StepOutcome:
+        wrapping = self._wrapping
+        if wrapping is None:
+            return _perform(call, None)
+        command, current = call.decision.command, call.current
+        step = StepInfo(current.step_id, command.kind, current.attempt, current.idempotency_key)
+        return wrapping.in_a_copy(partial(_perform, call, wrapping.call(step, _bound(command))))
 
     def _entry(self, turn: Turn) -> Entry:
         run = self.run
         decision = turn.decision
+        if isinstance(decision, Fail):
+            self._failure = decision.cause
         entry = Entry(
             run.run_id,
             run.claim_id,
@@ -261,13 +346,20 @@ class Execution:
         }
 
 
-def _perform(call: Call) -> StepOutcome:
-    """Call the step function."""
+def _bound(command: RunCommand[Any] | PollCommand[Any]) -> Callable[[], Any]:
+    """The step function with its arguments."""
+    return partial(command.fn, *command.args, **(command.kwargs if isinstance(command, RunCommand) else {}))
+
+
+def _perform(call: Call, wrapped: WrappedCall | None) -> StepOutcome:
+    """Call the step function, or what plugins have made of it."""
     command = call.decision.command
     started = time.monotonic()
     token = set_current(call.current)
     try:
-        if isinstance(command, PollCommand):
+        if wrapped is not None:
+            value = wrapped()
+        elif isinstance(command, PollCommand):
             value = command.fn(*command.args)
         else:
             value = command.fn(*command.args, **command.kwargs)
@@ -278,7 +370,10 @@ def _perform(call: Call) -> StepOutcome:
         return Raised(error, error_info(error, command.id), time.monotonic() - started)
     finally:
         reset_current(token)
-    return _returned(command, value, time.monotonic() - started)
+    outcome = _returned(command, value, time.monotonic() - started)
+    if wrapped is not None and isinstance(outcome, Raised) and wrapped.take_back(value, outcome.error):
+        outcome = _returned(command, wrapped.own_result, outcome.elapsed_s)
+    return outcome
 
 
 def _returned(command: RunCommand[Any] | PollCommand[Any], value: Any, elapsed_s: float) -> StepOutcome:

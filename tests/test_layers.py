@@ -37,7 +37,7 @@ FLOORS: Mapping[str, set[str]] = {
         "serialization",
         "starts",
     },
-    "1 logic, pure": {"definition", "handlers", "registry", "replay", "results", "source"},
+    "1 logic, pure": {"definition", "handlers", "plugins", "registry", "replay", "results", "source"},
     "2 postgres": {
         "borrowed",
         "claims",
@@ -51,7 +51,7 @@ FLOORS: Mapping[str, set[str]] = {
         "sql",
         "store",
     },
-    "3 use cases": {"client", "execution", "journal", "peers", "runner", "schedules"},
+    "3 use cases": {"client", "execution", "journal", "peers", "runner", "schedules", "wrapping"},
     "4 threads": {
         "alarms",
         "backoff",
@@ -89,6 +89,7 @@ RULES = [
             "database": "a lock: a client is connected by whichever thread comes first",
             "embedded": "locks: the process's own server is started by whichever thread comes first",
             "runner": "a lock: a call ends in its pool's thread, or in the alarm's when its time is up",
+            "wrapping": "a lock: both an execution's last thread and the one that stops the worker leave it",
         },
     ),
     Rule(
