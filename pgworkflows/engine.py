@@ -108,7 +108,7 @@ class WorkflowEngine(WorkflowClient):
         return workflow_id, text, fallback if known is None else options_of(known)
 
     def _headers(self, workflow: WorkflowRef[Any, Any] | str) -> str | None:
-        workflow_id: object = workflow.id if isinstance(workflow, WorkflowRef) else workflow
+        workflow_id = getattr(workflow, "id", workflow)
         known = self._registry.get(workflow_id) if isinstance(workflow_id, str) else None
         return super()._headers(known or workflow)
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from enum import StrEnum
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, cast
 
 from pgworkflows.commands import StepContext
 from pgworkflows.limits import is_storable
@@ -77,8 +77,11 @@ class RunContext(StepContext):
     queue_lag: timedelta
     outcome: ExecutionOutcome | None = None
 
-    __eq__ = object.__eq__
-    __hash__ = object.__hash__
+    def __eq__(self, other: object) -> bool:
+        return self is other
+
+    def __hash__(self) -> int:
+        return id(self)
 
     def end(self, outcome: ExecutionOutcome) -> None:
         """Say how the execution ended. For the library."""
@@ -112,7 +115,7 @@ def checked_plugins(plugins: object) -> tuple[Plugin, ...]:
     """The plugins, if they are such; else TypeError."""
     if isinstance(plugins, str) or not isinstance(plugins, Iterable):
         raise TypeError(f"plugins must be a list of plugins, not {type(plugins).__name__}")
-    found: tuple[Any, ...] = tuple(plugins)
+    found = tuple(cast("Iterable[Plugin]", plugins))
     for plugin in found:
         _check(plugin)
     return found
@@ -146,7 +149,7 @@ def enter(plugins: Sequence[Plugin], context: RunContext, logger: logging.Logger
             continue
         try:
             manager = wrap_run(context)
-            kind = type(manager)
+            kind = cast("Any", type(manager))
             leaving = partial(kind.__exit__, manager)
             kind.__enter__(manager)
         except BaseException as error:

@@ -261,7 +261,7 @@ class Execution:
         )
         if self._wrapping is not None:
             lag = max(timedelta(0), run.as_of - run.ready_at)
-            seen = {**vars(context), "logger": _OfRun(self._logger, extra)}
+            seen: dict[str, Any] = {**vars(context), "logger": _OfRun(self._logger, extra)}
             self._wrapping.enter(RunContext(**seen, headers=run.headers, queue_lag=lag))
         if refused is not None:
             return Turn((), (), refused)

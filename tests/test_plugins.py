@@ -475,6 +475,7 @@ def check_a_run(engine: WorkflowEngine, plugins: list[Any]) -> None:
 
     @workflow("checked", retries=1, plugins=plugins)
     def checked(step: Step, input: str) -> Steps[Any]:
+        told: str | None = None
         number = yield step.run("number", lambda: {"n": 1})
         try:
             yield step.run("fails", fails)
