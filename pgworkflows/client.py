@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+import json
 import logging
 import os
 import time
@@ -356,7 +357,8 @@ class WorkflowClient:
     def _headers(self, workflow: WorkflowRef[Any, Any] | str) -> str | None:
         """What plugins send along with a start, as JSON text: those given here, and those of the workflow."""
         inner = workflow.plugins if isinstance(workflow, Workflow) else ()
-        return injected((*self.plugins, *inner), self.logger) if self.plugins or inner else None
+        headers = injected((*self.plugins, *inner), self.logger)
+        return json.dumps(headers, ensure_ascii=False) if headers else None
 
     @property
     def _known_steps(self) -> Mapping[str, Sequence[str]]:

@@ -263,9 +263,11 @@ class _Seen:
         return self.value
 
 
-def injected(plugins: Sequence[Plugin], logger: logging.Logger) -> str | None:
-    """What the plugins send along with the start of a run, as JSON text; None for nothing."""
-    headers: dict[str, str] = {}
+def injected(
+    plugins: Sequence[Plugin], logger: logging.Logger, inherited: Mapping[str, str] | None = None
+) -> dict[str, str]:
+    """What the plugins send along with the start of a run; `inherited` is what its parent was started with."""
+    headers = {**(inherited or {})}
     for plugin in plugins:
         inject = getattr(plugin, "inject", None)
         if inject is None:
@@ -280,7 +282,7 @@ def injected(plugins: Sequence[Plugin], logger: logging.Logger) -> str | None:
             logger.exception("pgworkflows: plugin %s raised in inject; the run starts without its headers", plugin.name)
         else:
             headers = tried
-    return json.dumps(headers, ensure_ascii=False) if headers else None
+    return headers
 
 
 def _check_headers(headers: Mapping[Any, Any]) -> None:

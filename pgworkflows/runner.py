@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from datetime import timedelta
 from functools import partial
 from threading import Lock
@@ -236,9 +236,10 @@ class Execution:
         """Leave the plugins, once; whether that is done. Not in a thread that others need: a plugin may hang in it."""
         return self._wrapping is None or self._wrapping.leave(outcome, self._failure)
 
-    def headers_for_child(self) -> str | None:
-        """What goes along with the start of a child run, as JSON text. Not while the handler is advanced."""
-        return None if self._wrapping is None else self._wrapping.headers()
+    def headers_for_child(self) -> Mapping[str, str]:
+        """What goes along with the start of a child run: what came along with this one, and what plugins add. Not while
+        the handler is advanced."""
+        return self.run.headers if self._wrapping is None else self._wrapping.headers(self.run.headers)
 
     def _begin(self) -> Turn:
         run = self.run

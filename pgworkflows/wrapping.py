@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
 from functools import partial
 from threading import Lock
@@ -66,9 +66,10 @@ class Wrapping:
         assert self._context is not None
         return WrappedCall(self._plugins, self._context, step, function, self._logger)
 
-    def headers(self) -> str | None:
-        """What goes along with the start of a child, as JSON text. Not while the handler is advanced."""
-        return self.inside(partial(injected, self._plugins, self._logger))
+    def headers(self, own: Mapping[str, str]) -> dict[str, str]:
+        """What goes along with the start of a child; `own` came along with this run. Not while the handler is
+        advanced."""
+        return self.inside(partial(injected, self._plugins, self._logger, own))
 
     def leave(self, outcome: ExecutionOutcome, failure: BaseException | None) -> bool:
         """Leave the plugins, unless that was done or another thread is inside; whether they are left now."""

@@ -752,8 +752,9 @@ def test_each_plugin_adds_to_the_headers_and_one_that_fails_adds_nothing(complai
         Around("last", inject=lambda headers: headers.update(c=headers["a"] + "é")),
         Diary(),
     ]
-    assert injected(plugins, logger) == '{"a": "1", "c": "1é"}'
-    assert injected([Diary()], logger) is None
+    assert injected(plugins, logger) == {"a": "1", "c": "1é"}
+    assert injected([Diary()], logger) == {}
+    assert injected(plugins[:1], logger, {"a": "0", "z": "9"}) == {"a": "1", "z": "9"}
     assert [line.split(" raised in inject; the run starts without its headers: ") for line in complaints.lines] == [
         ["pgworkflows: plugin half way", "SystemExit"],
         ["pgworkflows: plugin numbers", "TypeError"],
