@@ -342,7 +342,7 @@ class Execution:
             "priority": command.priority,
             "retries": command.retries,
             "timeout": interval_text(command.run_timeout),
-            "headers": self.run.headers or None,
+            "headers": self.headers_for_child() or None,
             "fallback": options_of(command.workflow) if isinstance(command.workflow, WorkflowRef) else None,
         }
 
