@@ -213,7 +213,7 @@ class TestAZombieAgainstATakeOver:
         entry = {"run_id": run.run_id, "claim_id": run.claim_id, "action": "checkpoint", "signal": run.signal}
         with psycopg.connect(database_url) as zombie:
             told = zombie.execute(
-                "select pgworkflows.flush(%s, %s::json, %s::json, null)",
+                "select pgworkflows.flush(%s, %s::json, %s::json, null, null)",
                 [first.id, json.dumps([entry]), json.dumps([{**step, "output": '"in time"', "attempts": 1}])],
             ).fetchone()
             assert told == (None,)

@@ -159,7 +159,7 @@ def test_a_row_says_its_times_in_iso_8601_and_in_seconds() -> None:
     suspended = entry("r", "suspend", steps=(waiting,), step_id="wait", wait_kind="event", wait_event="ä")
     server = Server()
     write(server, WORKER, [suspended])
-    [(_, sent, rows, events)] = server.params
+    [(_, sent, rows, events, _)] = server.params
     assert json.loads(sent)[0]["wait_event"] == "ä"
     [sent_row] = json.loads(rows)
     assert (sent_row["run_id"], sent_row["position"], sent_row["status"]) == ("r", 3, "waiting")
@@ -177,7 +177,7 @@ def test_an_error_and_an_output_travel_as_json_text() -> None:
     )
     server = Server()
     write(server, WORKER, [failing, completing])
-    [(_, sent, rows, events)] = server.params
+    [(_, sent, rows, events, _)] = server.params
     failed, completed = json.loads(sent)
     expected = {"type": "OSError", "message": 'no "way"', "traceback": "Traceback …", "step_id": "step"}
     assert json.loads(failed["error"]) == expected
