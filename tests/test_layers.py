@@ -37,7 +37,7 @@ FLOORS: Mapping[str, set[str]] = {
         "serialization",
         "starts",
     },
-    "1 logic, pure": {"definition", "handlers", "plugins", "registry", "replay", "results", "source"},
+    "1 logic, pure": {"definition", "handlers", "plugins", "registry", "replay", "results", "source", "timetable"},
     "2 postgres": {
         "borrowed",
         "claims",
