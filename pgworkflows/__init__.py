@@ -26,6 +26,7 @@ from pgworkflows.errors import (
 from pgworkflows.history import StepKind, StepRecord, StepStatus
 from pgworkflows.plugins import ExecutionOutcome, Plugin, RunContext, StepInfo
 from pgworkflows.runs import Page, RunStatus, WorkflowProgress, WorkflowRun
+from pgworkflows.schedules import Schedule
 from pgworkflows.worker import Worker
 
 __version__ = "0.1.0"
@@ -48,6 +49,7 @@ __all__ = [
     "RunCommand",
     "RunContext",
     "RunStatus",
+    "Schedule",
     "SerializationError",
     "Step",
     "StepContext",

@@ -26,7 +26,6 @@ from pgworkflows.errors import (
     IdempotencyConflictError,
     InvalidStatusError,
     WorkflowEngineError,
-    WorkflowRunInProgressError,
     WorkflowRunNotFoundError,
 )
 from pgworkflows.history import StepRecord
@@ -34,9 +33,10 @@ from pgworkflows.limits import checked_identifier
 from pgworkflows.migrate import Migration, migrate
 from pgworkflows.plugins import Plugin, checked_plugins, injected
 from pgworkflows.runs import PAUSABLE, RESUMABLE, RETRYABLE, UNFINISHED, Page, RunStatus, WorkflowProgress, WorkflowRun
+from pgworkflows.schedules import ScheduleOperations
 from pgworkflows.schema import DEFAULT_SCHEMA, checked_schema
 from pgworkflows.serialization import PLAIN
-from pgworkflows.starts import StartRequest, StartTerms, optional_name
+from pgworkflows.starts import StartRequest, StartTerms, in_progress, optional_name
 from pgworkflows.store import Outcome, RunFilter, Store
 
 MAX_PAGE = 1000
@@ -47,7 +47,7 @@ RunId: TypeAlias = UUID | str
 I = TypeVar("I")  # noqa: E741
 
 
-class WorkflowClient:
+class WorkflowClient(ScheduleOperations):
     """Starts and steers the runs of one schema of one database.
 
     `conninfo` is a connection string or URL; None means `$DATABASE_URL`, else an embedded server if the extra
@@ -438,20 +438,6 @@ def _started(outcome: Outcome, workflow_id: str) -> WorkflowRun:
             run_id=run.id,
         )
     return run
-
-
-def in_progress(run: WorkflowRun | None, workflow_id: str) -> WorkflowRunInProgressError:
-    """The refusal of a singleton workflow; `run` is the one in the way, if it is not itself refused."""
-    if run is None:
-        return WorkflowRunInProgressError(
-            f"workflow {workflow_id!r} is a singleton: only one run of it can be started at a time",
-            workflow_id=workflow_id,
-        )
-    return WorkflowRunInProgressError(
-        f"workflow {workflow_id!r} is a singleton, and run {run.id} of it is {run.status}: wait for it, or cancel it",
-        workflow_id=workflow_id,
-        run_id=run.id,
-    )
 
 
 def _run_of(outcome: Outcome) -> WorkflowRun:

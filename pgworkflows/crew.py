@@ -25,6 +25,7 @@ from pgworkflows.listener import Listener
 from pgworkflows.plugins import ExecutionOutcome
 from pgworkflows.pool import Pool, ThreadLost
 from pgworkflows.runner import Call, Execution, outcome_of
+from pgworkflows.scheduler import Scheduler
 from pgworkflows.scribe import Scribe
 
 if TYPE_CHECKING:
@@ -59,12 +60,14 @@ class Crew:
         self._ear = Ear(Listener(self._conninfo, self._schema), self._holdings, self._logger, name)
         self._heartbeat = Heartbeat(self._connection(), self._holdings, self._logger, name)
         self._scribe = Scribe(self._connection(), self._holdings, self._answered, self._logger, name)
+        self._scheduler = Scheduler(self._connection(), self._holdings, lanes, self._logger, name)
         self._claims = self._connection()
         self.dispatcher = Dispatcher(
             self._claims,
             self._holdings,
             self._pool,
             lanes=lanes,
+            served=self._scheduler.bell.set,
             accept=self._accept,
             wait_for_lock=self._ear.wait_for_lock,
             max_runs=max_runs,
@@ -80,6 +83,7 @@ class Crew:
         self._scribe.start()
         self._alarms.start()
         self._pool.start()
+        self._scheduler.start()
         self.dispatcher.start()
 
     def owns_this_thread(self) -> bool:
@@ -94,6 +98,7 @@ class Crew:
             self._holdings.worker_id,
             len(self._holdings.executions),
         )
+        self._scheduler.close()
         self.dispatcher.close()
         deadline = time.monotonic() + grace_s
         while self._holdings.executions and time.monotonic() < deadline and not hurried():

@@ -40,9 +40,24 @@ def declarations(workflows: Iterable[Workflow[Any, Any]]) -> list[dict[str, Any]
                 for step in workflow.steps
             ],
             "step_ids": literal_ids(workflow),
+            "schedule": _schedule_of(workflow),
         }
         for workflow in workflows
     ]
+
+
+def _schedule_of(workflow: Workflow[Any, Any]) -> dict[str, str] | None:
+    """What `schedules` stores. The input is the default of the workflow's input, as JSON text."""
+    plan = workflow.plan
+    if plan is None:
+        return None
+    return {
+        "expression": plan.timetable.expression,
+        "timezone": plan.timetable.timezone,
+        "catch_up": plan.catch_up,
+        "overlap": plan.overlap,
+        "input": workflow.validate_input(None)[0],
+    }
 
 
 def literal_ids(workflow: Workflow[Any, Any]) -> list[str]:

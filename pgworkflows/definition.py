@@ -11,13 +11,14 @@ from typing import Any, Protocol, TypeVar, overload
 from pgworkflows.annotations import NOTHING, resolved, shown
 from pgworkflows.commands import Invocable, Step, Steps
 from pgworkflows.durations import Duration, parse_positive_duration
-from pgworkflows.errors import ConfigurationError, DuplicateStepError, InvalidInputError
+from pgworkflows.errors import ConfigurationError, DuplicateStepError, InvalidInputError, WorkflowEngineError
 from pgworkflows.handlers import input_parameter, names_at_definition, output_annotation
 from pgworkflows.limits import checked_flag, checked_identifier, checked_priority, checked_retries
 from pgworkflows.plugins import Plugin, checked_plugins
 from pgworkflows.schemas import REQUIRED, InputSchema
 from pgworkflows.serialization import PLAIN, Codec, codec_for, typed_codec
 from pgworkflows.source import SourceReport, StepDefinition, find_steps
+from pgworkflows.timetable import CatchUp, Overlap, SchedulePlan
 
 __all__ = ["StepDefinition", "Workflow", "WorkflowRef", "workflow", "workflow_ref"]
 
@@ -35,6 +36,7 @@ class WorkflowOptions:
     singleton: bool = False
     queue: str = "default"
     retention: timedelta | None = None
+    plan: SchedulePlan | None = None
 
     @classmethod
     def build(
@@ -46,6 +48,10 @@ class WorkflowOptions:
         singleton: bool,
         queue: str,
         retention: Duration | None,
+        schedule: Duration | None,
+        timezone: str,
+        catch_up: CatchUp,
+        overlap: Overlap,
     ) -> WorkflowOptions:
         """Checked options. Raises ValueError or TypeError."""
         return cls(
@@ -55,6 +61,7 @@ class WorkflowOptions:
             singleton=checked_flag(singleton, "singleton"),
             queue=checked_identifier(queue, "a queue name"),
             retention=None if retention is None else parse_positive_duration(retention, "the retention"),
+            plan=SchedulePlan.build(schedule, timezone=timezone, catch_up=catch_up, overlap=overlap),
         )
 
 
@@ -98,6 +105,10 @@ class WorkflowRef(Invocable[I, O]):
         singleton: bool | None = None,
         queue: str = "default",
         retention: Duration | None = None,
+        schedule: Duration | None = None,
+        timezone: str = "UTC",
+        catch_up: CatchUp = "latest",
+        overlap: Overlap = "allow",
         plugins: Iterable[Plugin] = (),
     ) -> RefDecorator[I, O]:
         """Make the full workflow of this reference: a decorator for its handler. Options as in `workflow`; `singleton`
@@ -109,6 +120,10 @@ class WorkflowRef(Invocable[I, O]):
             singleton=self.singleton if singleton is None else singleton,
             queue=queue,
             retention=retention,
+            schedule=schedule,
+            timezone=timezone,
+            catch_up=catch_up,
+            overlap=overlap,
         )
         checked = checked_plugins(plugins)
 
@@ -177,6 +192,7 @@ class Workflow(WorkflowRef[I, O]):
         self.priority = options.priority
         self.queue = options.queue
         self.retention = options.retention
+        self.plan = options.plan
         self.plugins = plugins
         self._parameter = input_parameter(function, f"the handler of workflow {id!r}")
         if self._parameter is None and input_schema is not None:
@@ -240,7 +256,19 @@ class Workflow(WorkflowRef[I, O]):
             )
         if self.takes_input:
             _ = self._input
+        if self.plan is not None:
+            self._check_default_input()
         _ = self.output_codec
+
+    def _check_default_input(self) -> None:
+        try:
+            self.validate_input(None)
+        except WorkflowEngineError as error:
+            raise ConfigurationError(
+                f"workflow {self.id!r} has a schedule, whose runs start without input, but {error}; "
+                "give the handler's input a default",
+                workflow_id=self.id,
+            ) from None
 
     @cached_property
     def _source(self) -> SourceReport:
@@ -302,6 +330,10 @@ def workflow(
     singleton: bool = False,
     queue: str = "default",
     retention: Duration | None = None,
+    schedule: Duration | None = None,
+    timezone: str = "UTC",
+    catch_up: CatchUp = "latest",
+    overlap: Overlap = "allow",
     plugins: Iterable[Plugin] = (),
 ) -> WorkflowDecorator:
     """Make a workflow of a generator function that takes `(step)` or `(step, input)`.
@@ -309,13 +341,27 @@ def workflow(
     `input_schema` is whatever pydantic's TypeAdapter takes; without it the annotation of `input` is the schema.
     `retries` are further executions of a failed run, `timeout` counts from when a run may first start, `priority` is
     "high", "normal", "low" or within ±1000. A `singleton` has at most one unfinished run. Finished runs are deleted
-    after `retention`; without it they are kept. `plugins` stand inside those of the engine. Raises ValueError and
-    TypeError for these; the decorator raises TypeError for what is no such function.
+    after `retention`; without it they are kept. `plugins` stand inside those of the engine.
+
+    `schedule` is five cron fields, read in `timezone`, or an interval of at least a minute: a run starts at each tick,
+    with the input's default. Of the ticks missed while no worker lived, `catch_up` fires the "latest", "all" or "none".
+    `overlap` is "allow", or "skip" for ticks that find the schedule's last run unfinished.
+
+    Raises ValueError and TypeError for these; the decorator raises TypeError for what is no such function.
     """
     _refuse_bare(id)
     checked_identifier(id, "a workflow id")
     options = WorkflowOptions.build(
-        retries=retries, timeout=timeout, priority=priority, singleton=singleton, queue=queue, retention=retention
+        retries=retries,
+        timeout=timeout,
+        priority=priority,
+        singleton=singleton,
+        queue=queue,
+        retention=retention,
+        schedule=schedule,
+        timezone=timezone,
+        catch_up=catch_up,
+        overlap=overlap,
     )
     checked = checked_plugins(plugins)
 

@@ -84,6 +84,7 @@ class Dispatcher(threading.Thread):
         pool: Pool,
         *,
         lanes: Callable[[], Lanes],
+        served: Callable[[], None],
         accept: Callable[[ClaimedRun, Workflow[Any, Any], UUID], None],
         wait_for_lock: Callable[[UUID, float], bool],
         max_runs: int,
@@ -98,6 +99,7 @@ class Dispatcher(threading.Thread):
         self._holdings = holdings
         self._pool = pool
         self._lanes = lanes
+        self._on_served = served
         self._accept = accept
         self._wait_for_lock = wait_for_lock
         self._max_runs = max_runs
@@ -143,6 +145,7 @@ class Dispatcher(threading.Thread):
             declared = declarations(lanes.workflows.values())
             claims.serve_workflows(self._conn, self._holdings.worker_id, lanes.queues, declared)
             self._served = lanes
+            self._on_served()
         if self._in_doubt or time.monotonic() - self._recounted_at > RECOUNT_EVERY_S:
             self._recounted_at = time.monotonic()
             claims.release_unheld(self._conn, self._holdings.worker_id, tuple(self._holdings.executions))

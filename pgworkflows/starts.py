@@ -1,4 +1,4 @@
-"""What a start says of its run besides the input, checked before anything is written."""
+"""What a start says of its run besides the input, checked before anything is written, and its refusal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from datetime import MAXYEAR, datetime, timedelta
 from typing import Any
 
 from pgworkflows.durations import Duration, parse_duration, parse_moment, parse_positive_duration
+from pgworkflows.errors import WorkflowRunInProgressError
 from pgworkflows.limits import checked_flag, checked_identifier, checked_priority, checked_retries
+from pgworkflows.runs import WorkflowRun
 
 
 @dataclass(frozen=True)
@@ -78,3 +80,17 @@ def _checked_run_at(value: datetime | str) -> datetime:
         # In some time zone this is before the year 1 or after 9999, which a driver cannot read.
         raise ValueError(f"run_at is {value!r}: it lies outside the years 2 to {MAXYEAR - 1}")
     return moment
+
+
+def in_progress(run: WorkflowRun | None, workflow_id: str) -> WorkflowRunInProgressError:
+    """The refusal of a singleton workflow; `run` is the one in the way, if it is not itself refused."""
+    if run is None:
+        return WorkflowRunInProgressError(
+            f"workflow {workflow_id!r} is a singleton: only one run of it can be started at a time",
+            workflow_id=workflow_id,
+        )
+    return WorkflowRunInProgressError(
+        f"workflow {workflow_id!r} is a singleton, and run {run.id} of it is {run.status}: wait for it, or cancel it",
+        workflow_id=workflow_id,
+        run_id=run.id,
+    )

@@ -51,7 +51,7 @@ FLOORS: Mapping[str, set[str]] = {
         "sql",
         "store",
     },
-    "3 use cases": {"client", "execution", "journal", "peers", "runner", "schedules", "wrapping"},
+    "3 use cases": {"client", "execution", "journal", "peers", "runner", "schedules", "ticks", "wrapping"},
     "4 threads": {
         "alarms",
         "backoff",
@@ -61,6 +61,7 @@ FLOORS: Mapping[str, set[str]] = {
         "heartbeat",
         "holdings",
         "pool",
+        "scheduler",
         "scribe",
         "crew",
         "worker",

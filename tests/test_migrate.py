@@ -34,7 +34,7 @@ from pgworkflows.migrate import Migration, migrate, migrations, plan
 
 NEXT = migrations()[-1].number + 1
 CROWD = Path(__file__).parent / "programs" / "migrating_crowd.py"
-TABLES = {"runs", "steps", "events", "queue", "workers", "sleepers", "workflows", "migrations"}
+TABLES = {"runs", "steps", "events", "queue", "workers", "sleepers", "schedules", "workflows", "migrations"}
 
 
 @workflow("double")
