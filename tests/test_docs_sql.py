@@ -206,9 +206,11 @@ def test_every_block_of_sql_is_tested() -> None:
         "Progress",
         "How long steps take",
         "How long runs take",
+        "What starts by itself, and when",
         "A value inside of results",
         "The operations",
         "The operations (2)",
+        "Schedules",
         "From psql",
         "Start a run in a trigger",
         "Tell the run when a row changes",
@@ -224,6 +226,20 @@ class TestQueries:
         assert {"workflow_id": "nap", "status": "waiting", "runs": 1} in found
         assert {"workflow_id": "nap", "status": "cancelled", "runs": 1} in found
         assert sum(row["runs"] for row in found) == len(world.runs)
+
+    def test_what_starts_by_itself(self, database_url: str) -> None:
+        @workflow("report", schedule="0 6 * * *")
+        def report(step: Step) -> Steps[Any]:
+            yield from step.run("add-up", ok)
+
+        with WorkflowEngine(database_url, workflows=[report]) as engine, working(engine):
+            until(lambda: [each for each in engine.get_schedules() if each.next_at], "the next tick is computed")
+            [run] = query(database_url, SQL["Schedules"])
+            engine.wait_for_run(run["id"], timeout="20s")
+            [row] = query(database_url, SQL["What starts by itself, and when"])
+            assert (row["workflow_id"], row["expression"], row["last_status"]) == ("report", "0 6 * * *", "completed")
+            assert row["keepers"] == 1
+            assert row["next_at"] > row["last_tick_at"]
 
     def test_the_lag_of_queues(self, world: World) -> None:
         [row] = world.answer(SQL["How far behind each queue is"])
@@ -419,6 +435,7 @@ class TestOperationsInSql:
             "select pgworkflows.pause_workflow(gen_random_uuid())": ("PW001", "WorkflowRunNotFoundError"),
             f"select pgworkflows.resume_workflow('{ada}')": ("PW002", "InvalidStatusError"),
             "select pgworkflows.start_workflow('b', idempotency_key => 'k')": ("PW003", "IdempotencyConflictError"),
+            "select pgworkflows.pause_schedule('a')": ("PW005", "WorkflowNotFoundError"),
             "select pgworkflows.start_workflow('')": ("22023", "ValueError"),
             "select pgworkflows.start_workflow('a', 'no json')": ("22P02", "SerializationError"),
         }
@@ -430,7 +447,7 @@ class TestOperationsInSql:
 
     def test_every_operation_on_the_page_exists_with_these_parameters(self, database_url: str) -> None:
         table = re.findall(r"^\| `(\w+)\(([\w, ]+)\)` \|", (DOCS / "sql.md").read_text(), re.MULTILINE)
-        assert len(table) == 7
+        assert len(table) == 10
         found = rows(
             database_url,
             "select p.proname, array_to_string(p.proargnames, ', ') from pg_proc as p"
