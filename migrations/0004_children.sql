@@ -776,7 +776,9 @@ begin
     end if;
     -- A finished run has no queue row to lock: two retries at once meet here.
     select * into run from pgworkflows.runs as r where r.id = run.id for no key update;
-    if run.status not in ('failed', 'cancelled') then
+    if run.id is null then
+        return ('not_found', null)::pgworkflows.outcome; -- deleted meanwhile, for its age
+    elsif run.status not in ('failed', 'cancelled') then
         return ('invalid_status', run)::pgworkflows.outcome;
     end if;
     begin

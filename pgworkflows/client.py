@@ -32,6 +32,7 @@ from pgworkflows.history import StepRecord
 from pgworkflows.limits import checked_identifier
 from pgworkflows.migrate import Migration, migrate
 from pgworkflows.plugins import Plugin, checked_plugins, injected
+from pgworkflows.pruning import prune
 from pgworkflows.runs import PAUSABLE, RESUMABLE, RETRYABLE, UNFINISHED, Page, RunStatus, WorkflowProgress, WorkflowRun
 from pgworkflows.schedules import ScheduleOperations
 from pgworkflows.schema import DEFAULT_SCHEMA, checked_schema
@@ -345,6 +346,18 @@ class WorkflowClient(ScheduleOperations):
             left_s = pause_s if deadline is None else max(0.0, deadline - time.monotonic())
             time.sleep(min(pause_s, left_s))
             pause_s = min(LONGEST_POLL_S, pause_s * 1.5)
+
+    def prune(self, *, older_than: Duration | None = None, workflow_id: str | None = None) -> int:
+        """Delete finished runs with their steps and events; how many.
+
+        Those that ended longer ago than `older_than`; without it, than the retention that their workflows declare.
+        With `workflow_id` only that workflow's. Goes in small transactions that nothing waits for; the children of an
+        unfinished run stay.
+        """
+        if workflow_id is not None:
+            checked_identifier(workflow_id, "workflow_id")
+        age = None if older_than is None else parse_positive_duration(older_than, "older_than")
+        return sum(prune(self._store, self._database, age, workflow_id))
 
     def _prepared(self, workflow: WorkflowRef[Any, Any] | str, input: Any) -> tuple[str, str, Mapping[str, Any] | None]:
         """The workflow's id, the input as JSON text, and the options that the workflow's code gives."""

@@ -20,6 +20,7 @@ from pgworkflows.dispatcher import Dispatcher, Lanes
 from pgworkflows.ear import Ear
 from pgworkflows.heartbeat import Heartbeat
 from pgworkflows.holdings import Holdings
+from pgworkflows.janitor import Janitor
 from pgworkflows.journal import Answer, Entry, Verdict, without_results
 from pgworkflows.listener import Listener
 from pgworkflows.plugins import ExecutionOutcome
@@ -27,6 +28,7 @@ from pgworkflows.pool import Pool, ThreadLost
 from pgworkflows.runner import Call, Execution, outcome_of
 from pgworkflows.scheduler import Scheduler
 from pgworkflows.scribe import Scribe
+from pgworkflows.store import Store
 
 if TYPE_CHECKING:
     from pgworkflows.engine import WorkflowEngine
@@ -61,6 +63,8 @@ class Crew:
         self._heartbeat = Heartbeat(self._connection(), self._holdings, self._logger, name)
         self._scribe = Scribe(self._connection(), self._holdings, self._answered, self._logger, name)
         self._scheduler = Scheduler(self._connection(), self._holdings, lanes, self._logger, name)
+        retained = partial(_anything_retained, engine.retention, lanes)
+        self._janitor = Janitor(Store(self._schema), self._conninfo, retained, self._logger, name)
         self._claims = self._connection()
         self.dispatcher = Dispatcher(
             self._claims,
@@ -72,6 +76,7 @@ class Crew:
             wait_for_lock=self._ear.wait_for_lock,
             max_runs=max_runs,
             lease=lease,
+            retention=engine.retention,
             poll_interval_s=poll_interval_s,
             logger=self._logger,
             name=name,
@@ -82,6 +87,7 @@ class Crew:
         self._heartbeat.start()
         self._scribe.start()
         self._alarms.start()
+        self._janitor.start()
         self._pool.start()
         self._scheduler.start()
         self.dispatcher.start()
@@ -100,6 +106,7 @@ class Crew:
         )
         self._scheduler.close()
         self.dispatcher.close()
+        self._janitor.close()
         deadline = time.monotonic() + grace_s
         while self._holdings.executions and time.monotonic() < deadline and not hurried():
             self._holdings.bell.wait(0.05)
@@ -259,3 +266,8 @@ class Crew:
             error.type,
             entry.step_id or "-",
         )
+
+
+def _anything_retained(retention: timedelta | None, lanes: Callable[[], Lanes]) -> bool:
+    """Whether finished runs of any workflow are kept for a time only."""
+    return retention is not None or any(each.retention is not None for each in lanes().workflows.values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from datetime import timedelta
 from typing import Any
 
 from pgworkflows.definition import Workflow, WorkflowRef
@@ -22,13 +23,13 @@ def options_of(workflow: WorkflowRef[Any, Any]) -> Mapping[str, Any] | None:
     }
 
 
-def declarations(workflows: Iterable[Workflow[Any, Any]]) -> list[dict[str, Any]]:
-    """What `workflows` stores of each."""
+def declarations(workflows: Iterable[Workflow[Any, Any]], retention: timedelta | None = None) -> list[dict[str, Any]]:
+    """What `workflows` stores of each; `retention` is that of those that do not say otherwise."""
     return [
         {
             "id": workflow.id,
             **(options_of(workflow) or {}),
-            "retention": interval_text(workflow.retention),
+            "retention": interval_text(workflow.retention or retention),
             "steps": [
                 {
                     "id": step.id,

@@ -89,6 +89,7 @@ class Dispatcher(threading.Thread):
         wait_for_lock: Callable[[UUID, float], bool],
         max_runs: int,
         lease: timedelta,
+        retention: timedelta | None,
         poll_interval_s: float,
         logger: logging.Logger,
         name: str,
@@ -104,6 +105,7 @@ class Dispatcher(threading.Thread):
         self._wait_for_lock = wait_for_lock
         self._max_runs = max_runs
         self._lease = lease
+        self._retention = retention
         self._poll_interval_s = poll_interval_s
         self._logger = logger
         self._closing = threading.Event()
@@ -142,7 +144,7 @@ class Dispatcher(threading.Thread):
             self._register()
         lanes = self._lanes()
         if lanes != self._served:
-            declared = declarations(lanes.workflows.values())
+            declared = declarations(lanes.workflows.values(), self._retention)
             claims.serve_workflows(self._conn, self._holdings.worker_id, lanes.queues, declared)
             self._served = lanes
             self._on_served()

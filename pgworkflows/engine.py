@@ -11,6 +11,7 @@ from pgworkflows.client import WorkflowClient, checked_ref
 from pgworkflows.database import Pool
 from pgworkflows.declarations import declarations, literal_ids, options_of
 from pgworkflows.definition import Workflow, WorkflowRef
+from pgworkflows.durations import Duration, parse_positive_duration
 from pgworkflows.errors import WorkflowNotFoundError
 from pgworkflows.limits import checked_identifier
 from pgworkflows.plugins import Plugin
@@ -21,8 +22,9 @@ from pgworkflows.worker import Worker
 
 class WorkflowEngine(WorkflowClient):
     """A client with workflows. `start` applies migrations and runs a worker in a thread; `worker` makes one for a
-    process of its own. Parameters as for WorkflowClient; `logger` is told what goes wrong with workers, and `plugins`
-    stand around the runs of all its workflows."""
+    process of its own. Parameters as for WorkflowClient; `logger` is told what goes wrong with workers, `plugins` stand
+    around the runs of all its workflows, and `retention` is how long finished runs are kept where their workflow does
+    not say otherwise."""
 
     def __init__(
         self,
@@ -33,7 +35,9 @@ class WorkflowEngine(WorkflowClient):
         schema: str = DEFAULT_SCHEMA,
         logger: logging.Logger | None = None,
         plugins: Iterable[Plugin] = (),
+        retention: Duration | None = None,
     ) -> None:
+        self.retention = None if retention is None else parse_positive_duration(retention, "retention")
         self._registry = WorkflowRegistry()
         for workflow in workflows:
             self._registry.register(workflow)
@@ -61,7 +65,7 @@ class WorkflowEngine(WorkflowClient):
         if self._thread is not None and self._thread.is_alive():
             return
         self.migrate()
-        self._store.declare_workflows(self._database, declarations(self.registered.values()))
+        self._store.declare_workflows(self._database, declarations(self.registered.values(), self.retention))
         if worker:
             self._worker = Worker(self)
             self._thread = threading.Thread(target=self._worker.run_forever, name="pgworkflows-worker", daemon=True)

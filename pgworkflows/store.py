@@ -125,6 +125,25 @@ class Store:
         rows = executor.fetch(self._sql("check_progress"), params)
         return (run_from_json(rows[0][0]), rows[0][1], rows[0][2], rows[0][3]) if rows else None
 
+    def prune_runs(
+        self, executor: Executor, workflow_id: str | None, older_than: timedelta, after: UUID | None, batch: int
+    ) -> tuple[UUID | None, int]:
+        """Delete what is old out of the next `batch` runs after an id: the last id, None when there are no more, and
+        how many were deleted."""
+        params = {
+            "workflow": workflow_id,
+            "older_than": interval_text(older_than),
+            "after": None if after is None else str(after),
+            "batch": batch,
+        }
+        [(last, deleted)] = executor.fetch(self._sql("prune_runs"), params)
+        return last, deleted
+
+    def get_retentions(self, executor: Executor) -> Mapping[str, timedelta]:
+        """How long the finished runs of which workflows are kept."""
+        rows = executor.fetch(self._sql("get_retentions"), ())
+        return {workflow_id: timedelta(seconds=float(seconds)) for workflow_id, seconds in rows}
+
     def declare_workflows(self, executor: Executor, declarations: Sequence[Mapping[str, Any]]) -> None:
         executor.fetch(self._sql("declare_workflows"), (json.dumps(declarations, ensure_ascii=False),))
 

@@ -51,7 +51,7 @@ FLOORS: Mapping[str, set[str]] = {
         "sql",
         "store",
     },
-    "3 use cases": {"client", "execution", "journal", "peers", "runner", "schedules", "ticks", "wrapping"},
+    "3 use cases": {"client", "execution", "journal", "peers", "pruning", "runner", "schedules", "ticks", "wrapping"},
     "4 threads": {
         "alarms",
         "backoff",
@@ -60,6 +60,7 @@ FLOORS: Mapping[str, set[str]] = {
         "engine",
         "heartbeat",
         "holdings",
+        "janitor",
         "pool",
         "scheduler",
         "scribe",
