@@ -223,7 +223,7 @@ begin
         ) then
             answer := ('in_progress', null)::pgworkflows.outcome;
         else
-            answer := pgworkflows.start_tick(schedule, tick, false);
+            answer := pgworkflows.start_tick(schedule, tick, null, false);
         end if;
         case answer.outcome
             when 'started' then
@@ -252,8 +252,12 @@ comment on function pgworkflows.fire_schedule(
     'Start a run for each tick, and note up to when ticks are dealt with. Answers lost if somebody else was first, and '
     'locked while somebody else has the schedule''s row.';
 
-create function pgworkflows.start_tick(schedule pgworkflows.schedules, tick timestamptz, borrowed boolean)
-returns pgworkflows.outcome
+create function pgworkflows.start_tick(
+    schedule pgworkflows.schedules,
+    tick timestamptz,
+    headers json,
+    borrowed boolean
+) returns pgworkflows.outcome
 language sql volatile
 set search_path = pg_catalog, pg_temp
 as $function$
@@ -270,12 +274,12 @@ as $function$
         delay => null,
         run_at => null,
         schedule_tick => tick,
-        headers => null,
+        headers => headers,
         fallback => null,
         borrowed => borrowed
     )
 $function$;
-comment on function pgworkflows.start_tick(pgworkflows.schedules, timestamptz, boolean) is
+comment on function pgworkflows.start_tick(pgworkflows.schedules, timestamptz, json, boolean) is
     'Start the run of one tick, unless it has one.';
 
 -- Clients' operations -----------------------------------------------------------------------------------------------
@@ -302,11 +306,12 @@ as $function$
 #variable_conflict use_column
 declare
     schedule pgworkflows.schedules;
+    moment constant timestamptz := clock_timestamp();
 begin
     -- The ticks that passed while it was paused are dealt with.
     update pgworkflows.schedules as s
-    set since = case when s.paused_at is null then s.since else greatest(s.since, clock_timestamp()) end,
-        next_at = case when s.paused_at is null or s.next_at > clock_timestamp() then s.next_at end,
+    set since = case when s.paused_at is null then s.since else greatest(s.since, moment) end,
+        next_at = case when s.paused_at is null or s.next_at > moment then s.next_at end,
         paused_at = null
     where s.workflow_id = workflow
     returning * into schedule;
@@ -314,7 +319,8 @@ begin
 end
 $function$;
 
-create function pgworkflows.try_trigger_schedule(workflow text, borrowed boolean) returns pgworkflows.schedule_outcome
+create function pgworkflows.try_trigger_schedule(workflow text, headers json, borrowed boolean)
+returns pgworkflows.schedule_outcome
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $function$
@@ -329,7 +335,7 @@ begin
         return ('not_found', null, null)::pgworkflows.schedule_outcome;
     end if;
     tick := clock_timestamp();
-    answer := pgworkflows.start_tick(schedule, tick, borrowed);
+    answer := pgworkflows.start_tick(schedule, tick, headers, borrowed);
     if answer.outcome = 'started' then
         update pgworkflows.schedules as s set last_run_id = (answer.run).id, last_tick_at = tick
         where s.workflow_id = workflow
@@ -376,7 +382,7 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $function$
 declare
-    answer pgworkflows.schedule_outcome := pgworkflows.try_trigger_schedule(workflow, true);
+    answer pgworkflows.schedule_outcome := pgworkflows.try_trigger_schedule(workflow, null, true);
 begin
     perform pgworkflows.unwrap_schedule(answer, workflow);
     return pgworkflows.unwrap((answer.outcome, answer.run)::pgworkflows.outcome, null);

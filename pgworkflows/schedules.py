@@ -9,6 +9,7 @@ from typing import Any
 from uuid import UUID
 
 from pgworkflows.database import Executor
+from pgworkflows.definition import WorkflowRef
 from pgworkflows.errors import WorkflowNotFoundError
 from pgworkflows.limits import checked_identifier
 from pgworkflows.runs import WorkflowRun
@@ -63,7 +64,7 @@ class ScheduleOperations:
         """Start a run as the schedule would, now, also while it is paused or its last run is unfinished. With
         `connection` in the caller's transaction. Raises WorkflowNotFoundError if the workflow has no schedule, and
         WorkflowRunInProgressError if it is a singleton with an unfinished run."""
-        params = (_key(workflow_id), "false" if connection is None else "true")
+        params = (_key(workflow_id), self._headers(workflow_id), "false" if connection is None else "true")
         [(outcome, text)] = self._fetch_schedules("trigger_schedule", params, connection)
         if outcome == "not_found":
             raise _not_found(workflow_id)
@@ -94,6 +95,10 @@ class ScheduleOperations:
         return self._executor(connection).fetch(statement(name, self.schema), params)
 
     def _executor(self, connection: Any) -> Executor:
+        raise NotImplementedError
+
+    def _headers(self, workflow: WorkflowRef[Any, Any] | str) -> str | None:
+        """What plugins send along with a start, as JSON text."""
         raise NotImplementedError
 
 

@@ -317,6 +317,17 @@ class TestTrigger:
             worker.look()
         assert len(ticks(database_url)) == 2
 
+    def test_what_plugins_send_along_comes_with_the_run(self, database_url: str) -> None:
+        class Tracing:
+            name = "tracing"
+
+            def inject(self, headers: dict[str, str]) -> None:
+                headers["trace"] = "t-1"
+
+        with WorkflowClient(database_url, plugins=[Tracing()]) as client, Timekeeper(database_url, scheduled()):
+            client.trigger_schedule("hourly")
+        assert value(database_url, "select headers ->> 'trace' from pgworkflows.runs") == "t-1"
+
     def test_a_singleton_in_progress_is_refused_without_aborting_the_callers_transaction(
         self, database_url: str, client: WorkflowClient
     ) -> None:
@@ -611,6 +622,36 @@ class TestWorkers:
             sleep_through(database_url, timedelta(hours=1))
             until(lambda: ticks(database_url), "the other fires")
         assert [record for record in caplog.records if "stands still" in record.getMessage()]
+
+    @pytest.mark.usefixtures("restless")
+    def test_schedules_go_on_after_the_server_has_closed_all_connections(self, database_url: str) -> None:
+        with WorkflowEngine(database_url, workflows=[scheduled()]) as engine, working(engine):
+            await_next(engine)
+            rows(
+                database_url,
+                "select pg_terminate_backend(pid) from pg_stat_activity "
+                "where datname = current_database() and pid <> pg_backend_pid()",
+            )
+            sleep_through(database_url, timedelta(hours=1))
+            until(lambda: ticks(database_url), "the tick fires")
+
+    @pytest.mark.usefixtures("restless")
+    def test_a_schema_of_another_name_has_schedules_of_its_own(self, database_url: str) -> None:
+        hourly = scheduled()
+        with (
+            WorkflowEngine(database_url, workflows=[hourly], schema='my "own" ünit') as engine,
+            WorkflowEngine(database_url, workflows=[unscheduled()]) as other,
+            working(other),
+        ):
+            engine.start()
+            await_next(engine)
+            run = engine.trigger_schedule("hourly")
+            engine.trigger_event(run.id, "go")
+            assert engine.wait_for_run(run.id, timeout="20s").status == "completed"
+            assert other.get_schedules() == []
+            engine.unregister_workflow("hourly")
+            engine.register_workflow(unscheduled())
+            until(lambda: not engine.get_schedules(), "the schedule is forgotten")
 
     def test_the_connection_of_the_scheduler_is_open_only_while_there_are_schedules(self, database_url: str) -> None:
         def connections() -> int:

@@ -245,6 +245,32 @@ class TestDue:
         assert found == [at("2026-11-01T00:00") + timedelta(hours=hour) for hour in range(1, 217)]
         assert batches == 3
 
+    @given(
+        expression=st.sampled_from(["*/30 * * * *", "0 2 * * *", "30 1,2 * * *", "15 */2 * * SUN", "7 hours"]),
+        zone=st.sampled_from(ZONES),
+        moments=st.tuples(*[st.integers(-3000, 3000)] * 3).map(sorted),
+        change=st.sampled_from(CHANGES),
+    )
+    @settings(deadline=None)
+    def test_wherever_a_worker_stops_and_another_goes_on_no_tick_is_lost_or_repeated(
+        self, expression: str, zone: str, moments: list[int], change: datetime
+    ) -> None:
+        timetable = parse_schedule(expression, "UTC" if "hours" in expression else zone)
+        begin, middle, end = (change + timedelta(minutes=each) for each in moments)
+
+        def fired(since: datetime, now: datetime) -> list[datetime]:
+            found: list[datetime] = []
+            while since < now:
+                batch = due(timetable, since, now, "all")
+                found += batch.ticks
+                since = batch.since
+            return found
+
+        whole = fired(begin, end)
+        assert whole == fired(begin, middle) + fired(middle, end)
+        assert due(timetable, begin, end, "latest").ticks == tuple(whole[-1:])
+        assert all(begin < tick <= end for tick in whole)
+
     def test_when_the_clock_went_back_nothing_fires_twice(self) -> None:
         back = due(self.HOURLY, at("2026-11-22T09:30"), at("2026-11-22T08:30"), "all")
         assert back.ticks == ()
