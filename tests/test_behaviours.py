@@ -6,6 +6,7 @@ The page docs/coming-from-pg-workflows.md names a test for each behaviour; those
 from __future__ import annotations
 
 import os
+import threading
 from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -368,6 +369,38 @@ class TestAWorkflowThatNobodyHas:
             engine.register_workflow(plan)
             assert engine.wait_for_run(run.id, timeout=20).output == "b done"
         assert calls.made == ["a", "other", "b"]
+
+    def test_a_run_in_a_workers_hands_goes_on_and_the_next_has_the_workflow_that_was_put_in_its_place(
+        self, engine: WorkflowEngine
+    ) -> None:
+        begun, gate = threading.Event(), threading.Event()
+
+        def hold() -> str:
+            begun.set()
+            assert gate.wait(20)
+            return "old"
+
+        @workflow("plan")
+        def plan(step: Step) -> Steps[list[str]]:
+            first = yield step.run("a", hold)
+            second = yield step.run("b", str, "old")
+            return [first, second]
+
+        @workflow("plan")
+        def newer(step: Step) -> Steps[list[str]]:
+            first = yield step.run("a", str, "new")
+            return [first]
+
+        engine.register_workflow(plan)
+        with working(engine, poll_interval=0.1):
+            run = engine.start_workflow(plan)
+            assert begun.wait(20)
+            engine.unregister_workflow("plan")
+            until(lambda: engine.check_progress(run.id).live_workers == 0, "the worker says that it has it no more")
+            engine.register_workflow(newer)
+            assert engine.wait_for_run(engine.start_workflow(newer).id, timeout=20).output == ["new"]
+            gate.set()
+            assert engine.wait_for_run(run.id, timeout=20).output == ["old", "old"]
 
     def test_it_can_be_cancelled_and_runs_out_of_time_like_any_other(
         self, engine: WorkflowEngine, database_url: str
