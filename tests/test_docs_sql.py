@@ -215,7 +215,7 @@ def test_every_block_of_sql_is_tested() -> None:
         "Start a run in a trigger",
         "Tell the run when a row changes",
     ]
-    assert list(OPERATIONS) == ["Deploys and migrations", "Connections", "A run is stuck", "Who holds a row", "Growth"]
+    assert list(OPERATIONS) == ["Deploys and migrations", "Connections", "A run is stuck", "Who holds a row"]
     others = [page for page in PAGES if page.name not in ("sql.md", "operations.md")]
     assert not [page_id(page) for page in others if titled_sql(page)]
 
@@ -477,25 +477,3 @@ class TestOperationsInSql:
             [(answer,)] = claimed.fetchall()
             assert len(answer["runs"]) == 1
             conn.rollback()
-
-    def test_what_ended_long_ago_can_be_deleted(self, database_url: str) -> None:
-        @workflow("two")
-        def two(step: Step) -> Steps[Any]:
-            yield from step.run("a", ok)
-            yield from step.wait_for("b", "go")
-
-        with WorkflowEngine(database_url, workflows=[two]) as engine:
-            old, new, waiting = (engine.start_workflow(two).id for _ in range(3))
-            engine.trigger_event(old, "go")
-            engine.trigger_event(new, "go")
-            engine.worker().run_until_idle("20s")
-            rows(
-                database_url,
-                "update pgworkflows.runs set completed_at = now() - interval '91 days' where id = %s",
-                old,
-            )
-            query(database_url, OPERATIONS["Growth"])
-            for table, column in (("runs", "id"), ("steps", "run_id")):
-                kept = rows(database_url, f"select distinct {column} from pgworkflows.{table}")
-                assert {row[0] for row in kept} == {new, waiting}
-            assert rows(database_url, "select run_id from pgworkflows.events") == [(new,)]
