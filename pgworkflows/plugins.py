@@ -69,12 +69,16 @@ class ExecutionOutcome(StrEnum):
 class RunContext(StepContext):
     """What a plugin may know of an execution: the fields of `step.context`, and some of its own.
 
-    Its `logger` is never silent. `headers` is what plugins sent along with the start, `queue_lag` how long the run had
-    been ready when this worker claimed it, `outcome` how the execution ended (None while it goes on).
+    Its `logger` is never silent. `headers` is what plugins sent along with the start. By the database's clock,
+    `queue_lag` is how long the run had been ready when this worker claimed it, `age` how long ago it was started.
+    `resumed`: an earlier execution of the run has stored something. `outcome` is how the execution ended, None while it
+    goes on.
     """
 
     headers: Mapping[str, str]
     queue_lag: timedelta
+    age: timedelta
+    resumed: bool
     outcome: ExecutionOutcome | None = None
 
     def __eq__(self, other: object) -> bool:

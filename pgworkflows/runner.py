@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Lock
 from types import MappingProxyType
@@ -40,6 +40,7 @@ from pgworkflows.serialization import codec_for_return
 from pgworkflows.store import interval_text
 from pgworkflows.wrapping import Wrapping
 
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SUSPECT_FROM = 3
 """After how many interruptions in a row a run is claimed alone; `claim` in SQL says the same."""
 
@@ -261,9 +262,7 @@ class Execution:
             logger=_SilentWhileReplaying(self._logger, extra, trail),
         )
         if self._wrapping is not None:
-            lag = max(timedelta(0), run.as_of - run.ready_at)
-            seen: dict[str, Any] = {**vars(context), "logger": _OfRun(self._logger, extra)}
-            self._wrapping.enter(RunContext(**seen, headers=run.headers, queue_lag=lag))
+            self._wrapping.enter(self._run_context(context, _OfRun(self._logger, extra)))
         if refused is not None:
             return Turn((), (), refused)
         generator = self.workflow.begin(Step(context), value)
@@ -279,6 +278,17 @@ class Execution:
             run_id=self._run_id,
         )
         return self._advance(self._replay.begin)
+
+    def _run_context(self, context: StepContext, logger: logging.LoggerAdapter[logging.Logger]) -> RunContext:
+        run = self.run
+        seen: dict[str, Any] = {**vars(context), "logger": logger}
+        return RunContext(
+            **seen,
+            headers=run.headers,
+            queue_lag=max(timedelta(0), run.as_of - run.ready_at),
+            age=max(timedelta(0), _age(self._run_id, run.as_of)),
+            resumed=bool(run.steps) or run.retry_count > 0,
+        )
 
     def _resolve(self) -> Turn:
         assert self._replay is not None
@@ -345,6 +355,11 @@ class Execution:
             "headers": self.headers_for_child() or None,
             "fallback": options_of(command.workflow) if isinstance(command.workflow, WorkflowRef) else None,
         }
+
+
+def _age(run_id: UUID, now: datetime) -> timedelta:
+    """How long ago a run was started: a UUID of version 7 begins with that moment, in milliseconds."""
+    return now - EPOCH - timedelta(milliseconds=run_id.int >> 80)
 
 
 def _bound(command: RunCommand[Any] | PollCommand[Any]) -> Callable[[], Any]:
