@@ -745,6 +745,58 @@ class TestPriorityIsAHeadStart:
             assert claimed == [*(str(each.id) for each in ahead), str(run.id)]
             assert value(database_url, "select count(*) from pgworkflows.queue where status = 'pending'") == 12
 
+    def test_every_way_into_the_queue_gives_it(self, engine: WorkflowEngine) -> None:
+        def boom() -> None:
+            raise ValueError("no")
+
+        @workflow("plan", retries=1)
+        def plan(step: Step, input: str = "wait") -> Steps[Any]:
+            if input == "fail":
+                yield step.run("boom", boom)
+            if input == "child":
+                yield step.invoke_child_workflow("child", "plan", "nap")
+            yield step.delay("nap", "1 hour")
+            yield step.wait_for("go", "go")
+
+        @workflow("ticking", schedule="1 hour", priority=9)
+        def ticking(step: Step) -> Steps[None]:
+            yield from step.pause("stop")
+
+        engine.register_workflow(plan)
+        engine.register_workflow(ticking)
+        engine.start(worker=False)
+        url = engine.conninfo
+
+        def head_starts() -> list[tuple[int, float]]:
+            return rows(
+                url,
+                "select distinct r.priority, extract(epoch from q.ready_at - q.rank)::float "
+                "from pgworkflows.queue as q join pgworkflows.runs as r on r.id = q.run_id order by 1",
+            )
+
+        failing = engine.start_workflow(plan, "fail", priority="high")
+        engine.start_workflow(plan, "child", priority=1000)
+        engine.start_workflow(plan, priority="low", delay="1 hour")
+        engine.start_workflow(plan, priority=-1000, run_at=datetime(2040, 1, 1, tzinfo=UTC))
+        engine.start_workflows(plan, ["wait", "wait"], priority=33)
+        rows(url, "select pgworkflows.start_workflow('plan', '\"wait\"', priority => 44)")
+        with working(engine):
+            engine.trigger_schedule("ticking")
+        expected = [(-1000, -1000.0), (-100, -100.0), (9, 9.0), (33, 33.0), (44, 44.0), (100, 100.0), (1000, 1000.0)]
+        work(engine)
+        assert head_starts() == expected  # as they wait: for a retry, a child, an hour
+        make_due(url)
+        work(engine)
+        assert engine.get_run(failing.id).status is RunStatus.FAILED
+        engine.retry_workflow(failing.id)
+        assert head_starts() == expected
+        for run in engine.get_runs(statuses=["waiting", "pending"]).items:
+            engine.trigger_event(run.id, "go")
+            engine.fast_forward_workflow(run.id)
+            engine.pause_workflow(run.id)
+            engine.resume_workflow(run.id)
+        assert head_starts() == expected
+
     def test_it_counts_from_when_the_run_is_ready_again(self, database_url: str) -> None:
         with WorkflowClient(database_url) as client, HandWorker(database_url, ["a"]) as worker:
             old = client.start_workflow("a", priority="high", delay="1 hour")
