@@ -32,6 +32,7 @@ from pgworkflows import (
     workflow_ref,
 )
 from pgworkflows.claims import WorkerConnection, serve_workflows
+from pgworkflows.database import Locked
 from pgworkflows.declarations import declarations
 from pgworkflows.ticks import due_schedules, fire_schedule
 from pgworkflows.timetable import CatchUp, Overlap
@@ -194,6 +195,28 @@ class TestTicks:
                 conn.rollback()
             assert worker.look() == ["fired"]
         assert ticks(database_url) == ticks(database_url, "other") == [tick(database_url)]
+
+    def test_a_client_whose_transaction_holds_what_a_tick_waits_for_is_no_victim_of_a_deadlock(
+        self, database_url: str, client: WorkflowClient
+    ) -> None:
+        with (
+            Timekeeper(database_url, scheduled(singleton=True)) as worker,
+            psycopg.connect(database_url) as conn,
+            ThreadPoolExecutor(1) as thread,
+        ):
+            sleep_through(database_url, timedelta(hours=1))
+            client.start_workflow("hourly", connection=conn)
+            firing = thread.submit(worker.look)
+            until(
+                lambda: value(database_url, "select count(*) from pg_locks where not granted"),
+                "the tick waits for the singleton of the open transaction",
+            )
+            client.pause_schedule("hourly", connection=conn)  # waits for the schedule, which the tick holds
+            with pytest.raises(Locked):
+                firing.result(20)
+            conn.rollback()
+            assert worker.look() == ["fired"]
+        assert ticks(database_url) == [tick(database_url)]
 
 
 class TestDowntime:

@@ -54,6 +54,23 @@ class TestCron:
             at("2026-01-01T09:20"),
         ]
 
+    @pytest.mark.parametrize(
+        ("expression", "days"),
+        [
+            ("0 0 L * *", ["2026-11-30", "2026-12-31"]),
+            ("0 0 LW * *", ["2026-11-30", "2026-12-31"]),
+            ("0 0 * * 5L", ["2026-11-27", "2026-12-25"]),
+            ("0 0 * * MON#2", ["2026-12-14", "2027-01-11"]),
+            ("0 0 * * 0", ["2026-11-29", "2026-12-06"]),
+            ("0 0 * * 7", ["2026-11-29", "2026-12-06"]),
+            ("0 0 1 * MON", ["2026-11-23", "2026-11-30"]),  # neither day field begins with a star: either matches
+            ("0 0 */7 * MON", ["2027-02-01", "2027-02-08"]),  # one does: both must match
+        ],
+    )
+    def test_special_days(self, expression: str, days: list[str]) -> None:
+        found = ticks(parse_schedule(expression), at("2026-11-22T12:00"), 2)
+        assert [f"{tick:%Y-%m-%d}" for tick in found] == days
+
     def test_the_time_is_that_of_the_zone(self) -> None:
         assert local(parse_schedule("0 9 * * *", "Asia/Kolkata"), at("2026-06-01T00:00"), 2) == [
             "01 09:00 +0530",
