@@ -20,6 +20,8 @@ from pgworkflows.journal import Answer, Entry, Verdict
 from pgworkflows.runner import Execution
 from pgworkflows.runs import RunStatus
 
+TICK = timedelta(microseconds=1)
+
 
 class Disturbance(Enum):
     """What happens to a run at one point of its way; none of it may change how it ends."""
@@ -127,8 +129,9 @@ class Play:
         return answer
 
     def ask(self, what: str) -> None:
-        """Do what a client asks for, or send the event of that name."""
+        """Do what a client asks for, or send the event of that name: later than the claim, which it finds."""
         if what in EVENTS:
+            self.database.now += TICK
             self.database.trigger_event(what, "1")
         elif what == "fast_forward":
             self.database.fast_forward("7")
