@@ -168,7 +168,8 @@ class Execution:
         if self._replay is None:
             return self._entry(self._begin())
         if call is not None:
-            outcome = self._perform(call)
+            wrapping = self._wrapping
+            outcome = _perform(call) if wrapping is None else self._perform_wrapped(call, wrapping)
             if not call.settle():
                 return None
             self._outcome = outcome
@@ -277,14 +278,14 @@ class Execution:
             workflow_id=run.workflow_id,
             run_id=self._run_id,
         )
-        return self._advance(self._replay.begin)
+        return self._replay.begin() if self._wrapping is None else self._wrapping.inside(self._replay.begin)
 
     def _run_context(self, context: StepContext, logger: logging.LoggerAdapter[logging.Logger]) -> RunContext:
         run = self.run
         seen: dict[str, Any] = {**vars(context), "logger": logger}
         return RunContext(
             **seen,
-            headers=run.headers,
+            headers=MappingProxyType(run.headers),
             queue_lag=max(timedelta(0), run.as_of - run.ready_at),
             age=max(timedelta(0), _age(self._run_id, run.as_of)),
             resumed=bool(run.steps) or run.retry_count > 0,
@@ -296,15 +297,11 @@ class Execution:
         assert self._outcome is not None
         pending, outcome = self._pending, self._outcome
         self._pending = self._outcome = self.call = None
-        return self._advance(partial(self._replay.resolve, pending, outcome))
+        if self._wrapping is None:
+            return self._replay.resolve(pending, outcome)
+        return self._wrapping.inside(partial(self._replay.resolve, pending, outcome))
 
-    def _advance(self, turn: Callable[[], Turn]) -> Turn:
-        return turn() if self._wrapping is None else self._wrapping.inside(turn)
-
-    def _perform(self, call: Call) -> StepOutcome:
-        wrapping = self._wrapping
-        if wrapping is None:
-            return _perform(call, None)
+    def _perform_wrapped(self, call: Call, wrapping: Wrapping) -> StepOutcome:
         command, current = call.decision.command, call.current
         step = StepInfo(current.step_id, command.kind, current.attempt, current.idempotency_key)
         return wrapping.in_a_copy(partial(_perform, call, wrapping.call(step, _bound(command))))
@@ -312,8 +309,6 @@ class Execution:
     def _entry(self, turn: Turn) -> Entry:
         run = self.run
         decision = turn.decision
-        if isinstance(decision, Fail):
-            self._failure = decision.cause
         entry = Entry(
             run.run_id,
             run.claim_id,
@@ -336,9 +331,11 @@ class Execution:
                 last = turn.writes[-1].step_id if turn.writes else None
                 return entry._replace(action="complete", step_id=last, output=output)
             case Fail(error, retryable) if retryable and run.retry_count < run.max_retries:
+                self._failure = decision.cause
                 pause = run_retry_pause(run.retry_count + 1)
                 return entry._replace(action="retry", step_id=error.step_id, wake_after=pause, error=error)
             case Fail(error):
+                self._failure = decision.cause
                 return entry._replace(action="fail", step_id=error.step_id, error=error)
 
     def _child_row(self, start: ChildStart) -> dict[str, Any]:
@@ -367,7 +364,7 @@ def _bound(command: RunCommand[Any] | PollCommand[Any]) -> Callable[[], Any]:
     return partial(command.fn, *command.args, **(command.kwargs if isinstance(command, RunCommand) else {}))
 
 
-def _perform(call: Call, wrapped: WrappedCall | None) -> StepOutcome:
+def _perform(call: Call, wrapped: WrappedCall | None = None) -> StepOutcome:
     """Call the step function, or what plugins have made of it."""
     command = call.decision.command
     started = time.monotonic()

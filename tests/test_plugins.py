@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from plays import Play, ending
 from random_workflows import Block, Mail, mails, trees
 from waiting import until
-from working import make_due, rows, value, working
+from working import HandWorker, make_due, rows, value, working
 
 from pgworkflows import (
     ExecutionOutcome,
@@ -316,6 +316,57 @@ def test_a_run_that_was_taken_over_is_lost(engine: WorkflowEngine, monkeypatch: 
         engine.start_workflow("lost")
         until(lambda: diary.failures, "the execution is left")
     assert diary.lines == ["diary: enter", "diary: loses begins", "diary: loses ends", "diary: lost"]
+
+
+def test_a_worker_that_was_declared_dead_has_lost_its_runs(
+    engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.05)
+    diary = Diary()
+    inside = threading.Event()
+
+    def held() -> str:
+        if len(diary.contexts) == 1:
+            inside.set()
+            until(lambda: current_step().cancelled, "it is told")
+        return "again"
+
+    @workflow("held", plugins=[diary])
+    def held_up(step: Step) -> Steps[str]:
+        return (yield from step.run("held", held))
+
+    engine.register_workflow(held_up)
+    with working(engine):
+        run = engine.start_workflow("held")
+        assert inside.wait(20)
+        former = value(engine.conninfo, "delete from pgworkflows.workers returning id")
+        until(lambda: rows(engine.conninfo, "select id from pgworkflows.workers where id <> %s", former), "it is back")
+        with HandWorker(engine.conninfo, []) as other:
+            until(lambda: other.take_over() or len(diary.contexts) > 1, "its runs are given back")
+            other.die()
+        assert engine.wait_for_run(run.id, timeout=20).output == "again"
+    assert sorted(str(context.outcome) for context in diary.contexts) == ["completed", "lost"]
+    assert len(diary.failures) == 2
+
+
+def test_a_result_that_only_the_server_refuses_gives_the_run_back_and_then_fails_it(engine: WorkflowEngine) -> None:
+    diary = Diary()
+
+    @workflow("refused", plugins=[diary])
+    def refused(step: Step, input: str) -> Steps[Any]:
+        yield step.run("bad", lambda: "bad")
+        if input == "goes on":
+            yield step.run("never", lambda: None)
+
+    engine.register_workflow(refused)
+    rows(engine.conninfo, "alter table pgworkflows.steps add check (output::text <> '\"bad\"')")
+    for what, outcome in (("goes on", "released"), ("ends", "completed")):
+        diary.contexts.clear()
+        run = worked(engine, "refused", what)
+        assert run.error is not None
+        assert (run.status, run.error["type"]) == ("failed", "SerializationError")
+        assert [str(context.outcome) for context in diary.contexts] == [outcome, "failed"]
+    assert len(diary.failures) == 4
 
 
 def test_a_worker_that_stops_leaves_every_execution_once(engine: WorkflowEngine) -> None:
