@@ -1,5 +1,5 @@
 # Two commands are enough on a fresh machine: make demo, make test. The rest is for those who change the code.
-#   make test ARGS="-k embedded -x"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
+#   make test ARGS="-k embedded -x -n 0"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test check format bench lock clean
@@ -19,7 +19,7 @@ demo: $(STAMP) ## run the sign-up example end to end (ARGS=--serve keeps it up f
 	@$(BIN)/python -m examples.signup $(ARGS)
 
 test: $(STAMP) ## run the test suite on an embedded PostgreSQL, or on PGWORKFLOWS_TEST_URL
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 check: $(STAMP) ## format, lint, types and migrations, changing nothing
 	$(BIN)/ruff format --check .

@@ -12,6 +12,7 @@ from uuid import UUID
 
 import pytest
 import tenacity
+from naming import named
 
 from pgworkflows.commands import (
     Command,
@@ -71,13 +72,13 @@ def test_a_command_knows_its_kind_and_is_frozen(kind: StepKind, command: Command
         command.id = "b"  # type: ignore[misc]  # what is tested
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=str)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=named)
 def test_a_command_has_no_truth_value(command: Command[Any]) -> None:
     with pytest.raises(TypeError, match="no truth value: yield it"):
         bool(command)
 
 
-@pytest.mark.parametrize("command", COMMANDS.values(), ids=str)
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=named)
 def test_yield_from_yields_the_command_itself_and_gives_what_is_sent(command: Command[Any]) -> None:
     generator = iter(command)
     assert next(generator) is command

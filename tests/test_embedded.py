@@ -160,14 +160,12 @@ def test_data_in_a_directory_outlives_the_server(make_directory: MakeDirectory) 
         assert server.url == first_url
 
 
-def test_the_first_answer_takes_about_a_second() -> None:
-    def seconds_to_first_answer() -> float:
-        began = time.monotonic()
-        with EmbeddedPostgres() as server:
-            ask(server.url, "SELECT 1")
-            return time.monotonic() - began
-
-    assert min(seconds_to_first_answer() for _ in range(3)) < 3  # generous: the machine may be busy
+def test_the_first_answer_comes_soon() -> None:
+    """In about a second on a quiet machine; this catches what waits for something."""
+    began = time.monotonic()
+    with EmbeddedPostgres() as server:
+        ask(server.url, "SELECT 1")
+        assert time.monotonic() - began < 15
 
 
 def test_start_and_stop_may_be_repeated() -> None:

@@ -26,6 +26,7 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from naming import named
 from pydantic import (
     AliasChoices,
     BaseModel,
@@ -235,7 +236,7 @@ def test_any_text_is_kept_or_refused_and_never_changed(value: str) -> None:
         (int | str, "1"),
         (float | None, 1.5),
     ],
-    ids=str,
+    ids=named,
 )
 def test_annotated_values_are_restored(annotation: Any, value: Any) -> None:
     codec = codec_for(annotation)
@@ -438,7 +439,7 @@ def test_errors_name_the_place() -> None:
         (set[int], [1, 2, 2], {1, 2}),
         (list[int], (1, 2), [1, 2]),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_value_whose_json_fits_the_annotation_is_restored_as_it_says(
     annotation: Any, value: Any, restored: Any
@@ -468,7 +469,7 @@ def test_a_value_whose_json_fits_the_annotation_is_restored_as_it_says(
         (int | None, "x", "int | None"),
         (Literal["a"], "b", "Literal['a']"),
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_value_that_does_not_fit_its_annotation_is_refused(annotation: Any, value: Any, shown: str) -> None:
     with pytest.raises(SerializationError) as refusal:
@@ -544,7 +545,7 @@ class Swapped(BaseModel):
         ),
         (Swapped(a=1, b=2), '{"b":2,"a":1}'),
     ],
-    ids=str,
+    ids=named,
 )
 def test_fields_are_written_by_alias_where_that_comes_back_and_else_by_name(value: BaseModel, text: str) -> None:
     codec = codec_for(type(value))
@@ -652,7 +653,7 @@ class Unhashable:
         Annotated[Widget, []],
         Fraction(1, 2),
     ],
-    ids=str,
+    ids=named,
 )
 def test_an_annotation_that_says_nothing_or_is_not_known_counts_as_none(annotation: Any) -> None:
     assert codec_for(annotation) is PLAIN
@@ -735,7 +736,7 @@ def wrapped(fn: Callable[..., Any]) -> Callable[..., Any]:
         wrapped(returns_user),
         User,
     ],
-    ids=str,
+    ids=named,
 )
 def test_the_return_annotation_is_found(fn: Callable[..., Any]) -> None:
     assert codec_for_return(fn).annotation is User
@@ -756,7 +757,7 @@ def test_the_return_annotation_is_found(fn: Callable[..., Any]) -> None:
         Widget,
         types.SimpleNamespace,
     ],
-    ids=str,
+    ids=named,
 )
 def test_a_function_that_says_nothing_returns_plain_json(fn: Callable[..., Any]) -> None:
     assert codec_for_return(fn) is PLAIN

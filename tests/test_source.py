@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator
 from typing import Any
 
 import pytest
+from naming import named
 
 from pgworkflows.history import StepKind
 from pgworkflows.source import SourceReport, StepDefinition, find_steps
@@ -293,7 +294,7 @@ def made_with_a_false_line() -> Callable[..., Any]:
         functools.partial(len),
         None,
     ],
-    ids=str,
+    ids=named,
 )
 def test_what_cannot_be_read_has_no_steps(handler: Any) -> None:
     assert find_steps(handler) == SourceReport()
