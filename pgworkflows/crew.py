@@ -13,6 +13,7 @@ from uuid import UUID
 
 from pgworkflows import claims
 from pgworkflows.alarms import Alarms
+from pgworkflows.calls import Call
 from pgworkflows.claims import ClaimedRun, WorkerConnection
 from pgworkflows.database import Locked, Refused, Unavailable
 from pgworkflows.definition import Workflow
@@ -25,10 +26,11 @@ from pgworkflows.journal import Answer, Entry, Verdict, without_results
 from pgworkflows.listener import Listener
 from pgworkflows.plugins import ExecutionOutcome
 from pgworkflows.pool import Pool, ThreadLost
-from pgworkflows.runner import Call, Execution, outcome_of
+from pgworkflows.runner import Execution
 from pgworkflows.scheduler import Scheduler
 from pgworkflows.scribe import Scribe
 from pgworkflows.store import Store
+from pgworkflows.wrapping import outcome_of
 
 if TYPE_CHECKING:
     from pgworkflows.engine import WorkflowEngine

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Mapping, MutableMapping, Sequence
-from datetime import UTC, datetime, timedelta
+from collections.abc import Mapping, Sequence
 from functools import partial
-from threading import Lock
 from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
+from pgworkflows.calls import Call, perform, perform_inside
 from pgworkflows.claims import ClaimedRun
-from pgworkflows.commands import PollCommand, RunCommand, ScheduleContext, Step, StepContext
-from pgworkflows.current import CurrentStep, reset_current, set_current
+from pgworkflows.commands import ScheduleContext, Step, StepContext
 from pgworkflows.declarations import options_of
 from pgworkflows.definition import Workflow, WorkflowRef
-from pgworkflows.errors import SerializationError, StepTimeoutError, WorkflowEngineError
+from pgworkflows.errors import StepTimeoutError, WorkflowEngineError
 from pgworkflows.history import ErrorInfo
 from pgworkflows.journal import Entry
-from pgworkflows.plugins import ExecutionOutcome, Plugin, RunContext, StepInfo, WrappedCall
+from pgworkflows.plugins import ExecutionOutcome, Plugin
 from pgworkflows.replay import (
     CallStep,
     ChildStart,
@@ -28,7 +25,6 @@ from pgworkflows.replay import (
     Fail,
     Raised,
     Replay,
-    Returned,
     StepOutcome,
     Suspend,
     Trail,
@@ -36,78 +32,12 @@ from pgworkflows.replay import (
     error_info,
 )
 from pgworkflows.retry import run_retry_pause
-from pgworkflows.serialization import codec_for_return
+from pgworkflows.run_loggers import LoggerOfRun, SilentWhileReplaying
 from pgworkflows.store import interval_text
-from pgworkflows.wrapping import Wrapping
+from pgworkflows.wrapping import Wrapping, run_context
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 SUSPECT_FROM = 3
 """After how many interruptions in a row a run is claimed alone; `claim` in SQL says the same."""
-
-
-def outcome_of(entry: Entry, control: str | None) -> ExecutionOutcome:
-    """How an execution ended, for its plugins: by its last entry, if clients have not asked for something else."""
-    match control, entry.action, entry.wait_kind:
-        case "cancel", _, _:
-            return ExecutionOutcome.CANCELLED
-        case "pause", _, _:
-            return ExecutionOutcome.PAUSED
-        case "retry", _, _:
-            return ExecutionOutcome.RELEASED
-        case _, "complete", _:
-            return ExecutionOutcome.COMPLETED
-        case _, "fail", _:
-            return ExecutionOutcome.FAILED
-        case (_, "retry", _) | (_, _, "retry"):
-            return ExecutionOutcome.RETRYING
-        case _, _, "pause":
-            return ExecutionOutcome.PAUSED
-        case _, "suspend", _:
-            return ExecutionOutcome.WAITING
-        case _:
-            return ExecutionOutcome.RELEASED
-
-
-class _OfRun(logging.LoggerAdapter[logging.Logger]):
-    """A logger that says which run it speaks of, in extra fields."""
-
-    def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:
-        kwargs["extra"] = {**(self.extra or {}), **(kwargs.get("extra") or {})}
-        return msg, kwargs
-
-
-class _SilentWhileReplaying(_OfRun):
-    """The handler's logger: what it said in an earlier execution is not said again."""
-
-    def __init__(self, logger: logging.Logger, extra: dict[str, object], trail: Trail) -> None:
-        super().__init__(logger, extra)
-        self._trail = trail
-
-    def isEnabledFor(self, level: int) -> bool:  # noqa: N802  (logging's name)
-        return not self._trail.replaying and super().isEnabledFor(level)
-
-
-class Call:
-    """One call of a step function, which ends once: by its return, or by its timeout."""
-
-    __slots__ = ("_settling", "current", "decision")
-
-    def __init__(self, decision: CallStep, run_id: UUID) -> None:
-        self.decision = decision
-        self.current = CurrentStep(run_id, decision.command.id, decision.attempt)
-        self._settling = Lock()
-
-    @property
-    def timeout_s(self) -> float | None:
-        """How long the call may take."""
-        command = self.decision.command
-        if not isinstance(command, RunCommand) or command.call_timeout is None:
-            return None
-        return command.call_timeout.total_seconds()
-
-    def settle(self) -> bool:
-        """Whether the caller is the first to say how the call ended."""
-        return self._settling.acquire(blocking=False)
 
 
 class Execution:
@@ -168,8 +98,7 @@ class Execution:
         if self._replay is None:
             return self._entry(self._begin())
         if call is not None:
-            wrapping = self._wrapping
-            outcome = _perform(call) if wrapping is None else self._perform_wrapped(call, wrapping)
+            outcome = perform(call) if self._wrapping is None else perform_inside(call, self._wrapping)
             if not call.settle():
                 return None
             self._outcome = outcome
@@ -260,10 +189,10 @@ class Execution:
             input=value,
             timeline=MappingProxyType(trail.timeline),
             schedule=None if run.schedule_tick is None else ScheduleContext(run.schedule_tick),
-            logger=_SilentWhileReplaying(self._logger, extra, trail),
+            logger=SilentWhileReplaying(self._logger, extra, trail),
         )
         if self._wrapping is not None:
-            self._wrapping.enter(self._run_context(context, _OfRun(self._logger, extra)))
+            self._wrapping.enter(run_context(run, context, LoggerOfRun(self._logger, extra)))
         if refused is not None:
             return Turn((), (), refused)
         generator = self.workflow.begin(Step(context), value)
@@ -280,17 +209,6 @@ class Execution:
         )
         return self._replay.begin() if self._wrapping is None else self._wrapping.inside(self._replay.begin)
 
-    def _run_context(self, context: StepContext, logger: logging.LoggerAdapter[logging.Logger]) -> RunContext:
-        run = self.run
-        seen: dict[str, Any] = {**vars(context), "logger": logger}
-        return RunContext(
-            **seen,
-            headers=MappingProxyType(run.headers),
-            queue_lag=max(timedelta(0), run.as_of - run.ready_at),
-            age=max(timedelta(0), _age(self._run_id, run.as_of)),
-            resumed=bool(run.steps) or run.retry_count > 0,
-        )
-
     def _resolve(self) -> Turn:
         assert self._replay is not None
         assert self._pending is not None
@@ -300,11 +218,6 @@ class Execution:
         if self._wrapping is None:
             return self._replay.resolve(pending, outcome)
         return self._wrapping.inside(partial(self._replay.resolve, pending, outcome))
-
-    def _perform_wrapped(self, call: Call, wrapping: Wrapping) -> StepOutcome:
-        command, current = call.decision.command, call.current
-        step = StepInfo(current.step_id, command.kind, current.attempt, current.idempotency_key)
-        return wrapping.in_a_copy(partial(_perform, call, wrapping.call(step, _bound(command))))
 
     def _entry(self, turn: Turn) -> Entry:
         run = self.run
@@ -352,47 +265,3 @@ class Execution:
             "headers": self.headers_for_child() or None,
             "fallback": options_of(command.workflow) if isinstance(command.workflow, WorkflowRef) else None,
         }
-
-
-def _age(run_id: UUID, now: datetime) -> timedelta:
-    """How long ago a run was started: a UUID of version 7 begins with that moment, in milliseconds."""
-    return now - EPOCH - timedelta(milliseconds=run_id.int >> 80)
-
-
-def _bound(command: RunCommand[Any] | PollCommand[Any]) -> Callable[[], Any]:
-    """The step function with its arguments."""
-    return partial(command.fn, *command.args, **(command.kwargs if isinstance(command, RunCommand) else {}))
-
-
-def _perform(call: Call, wrapped: WrappedCall | None = None) -> StepOutcome:
-    """Call the step function, or what plugins have made of it."""
-    command = call.decision.command
-    started = time.monotonic()
-    token = set_current(call.current)
-    try:
-        if wrapped is not None:
-            value = wrapped()
-        elif isinstance(command, PollCommand):
-            value = command.fn(*command.args)
-        else:
-            value = command.fn(*command.args, **command.kwargs)
-    except BaseException as error:
-        # The user's frames tell what happened; this one does not.
-        if error.__traceback__ is not None and error.__traceback__.tb_next is not None:
-            error.__traceback__ = error.__traceback__.tb_next
-        return Raised(error, error_info(error, command.id), time.monotonic() - started)
-    finally:
-        reset_current(token)
-    outcome = _returned(command, value, time.monotonic() - started)
-    if wrapped is not None and isinstance(outcome, Raised) and wrapped.take_back(value, outcome.error):
-        outcome = _returned(command, wrapped.own_result, outcome.elapsed_s)
-    return outcome
-
-
-def _returned(command: RunCommand[Any] | PollCommand[Any], value: Any, elapsed_s: float) -> StepOutcome:
-    """The result as it is stored, and as the handler gets it: decoded from what is stored."""
-    try:
-        output, decoded = codec_for_return(command.fn).roundtrip(value, f"the result of step {command.id!r}")
-    except SerializationError as error:
-        return Raised(error, error_info(error, command.id), elapsed_s)
-    return Returned(output, decoded, elapsed_s)

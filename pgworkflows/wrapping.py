@@ -1,14 +1,21 @@
-"""One execution inside its plugins: a context of its own, entered and left once, by whichever threads work on it."""
+"""One execution inside its plugins: a context of its own, entered and left once, by whichever threads work on it; and
+what plugins are told of it."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from threading import Lock
+from types import MappingProxyType
 from typing import Any, TypeVar
+from uuid import UUID
 
+from pgworkflows.claims import ClaimedRun
+from pgworkflows.commands import StepContext
+from pgworkflows.journal import Entry
 from pgworkflows.plugins import (
     Entered,
     ExecutionOutcome,
@@ -22,6 +29,8 @@ from pgworkflows.plugins import (
 )
 
 T = TypeVar("T")
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Wrapping:
@@ -86,3 +95,43 @@ class Wrapping:
             self._context.end(outcome)
             self._variables.run(leave, entered, self._context, failure, self._logger)
         self._left = True
+
+
+def run_context(run: ClaimedRun, context: StepContext, logger: logging.LoggerAdapter[logging.Logger]) -> RunContext:
+    """What plugins may know of an execution: what its handler may, and what the claim says."""
+    seen: dict[str, Any] = {**vars(context), "logger": logger}
+    return RunContext(
+        **seen,
+        headers=MappingProxyType(run.headers),
+        queue_lag=max(timedelta(0), run.as_of - run.ready_at),
+        age=max(timedelta(0), _age(context.run_id, run.as_of)),
+        resumed=bool(run.steps) or run.retry_count > 0,
+    )
+
+
+def _age(run_id: UUID, now: datetime) -> timedelta:
+    """How long ago a run was started: a UUID of version 7 begins with that moment, in milliseconds."""
+    return now - EPOCH - timedelta(milliseconds=run_id.int >> 80)
+
+
+def outcome_of(entry: Entry, control: str | None) -> ExecutionOutcome:
+    """How an execution ended, for its plugins: by its last entry, if clients have not asked for something else."""
+    match control, entry.action, entry.wait_kind:
+        case "cancel", _, _:
+            return ExecutionOutcome.CANCELLED
+        case "pause", _, _:
+            return ExecutionOutcome.PAUSED
+        case "retry", _, _:
+            return ExecutionOutcome.RELEASED
+        case _, "complete", _:
+            return ExecutionOutcome.COMPLETED
+        case _, "fail", _:
+            return ExecutionOutcome.FAILED
+        case (_, "retry", _) | (_, _, "retry"):
+            return ExecutionOutcome.RETRYING
+        case _, _, "pause":
+            return ExecutionOutcome.PAUSED
+        case _, "suspend", _:
+            return ExecutionOutcome.WAITING
+        case _:
+            return ExecutionOutcome.RELEASED

@@ -11,13 +11,14 @@ import pytest
 from random_workflows import Lines
 from replay_model import RUN_ID, Database
 
+from pgworkflows.calls import Call
 from pgworkflows.commands import Step, StepContext, Steps
 from pgworkflows.current import CurrentStep, current_step
 from pgworkflows.definition import Workflow, workflow
 from pgworkflows.errors import StepTimeoutError
 from pgworkflows.history import StepStatus
 from pgworkflows.journal import Entry
-from pgworkflows.runner import Call, Execution
+from pgworkflows.runner import Execution
 from pgworkflows.runs import RunStatus
 
 
