@@ -140,7 +140,7 @@ begin
             terms.singleton,
             starts_at,
             terms.timeout,
-            pgworkflows.timeout_from(greatest(starts_at, moment), terms.timeout),
+            case when terms.timeout is not null then pgworkflows.timeout_from(greatest(starts_at, moment), terms.timeout) end,
             try_start_workflow.schedule_tick,
             try_start_workflow.headers,
             moment,

@@ -189,7 +189,7 @@ begin
                 terms.retries,
                 terms.singleton,
                 terms.timeout,
-                pgworkflows.timeout_from(moment, terms.timeout),
+                case when terms.timeout is not null then pgworkflows.timeout_from(moment, terms.timeout) end,
                 entry.run_id,
                 entry.step_id,
                 entry.child -> 'headers',
