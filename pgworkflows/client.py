@@ -14,6 +14,8 @@ from types import TracebackType
 from typing import Any, Self, TypeAlias, TypeVar
 from uuid import UUID
 
+from pydantic import BaseModel
+
 from pgworkflows import embedded
 from pgworkflows.borrowed import borrowed
 from pgworkflows.commands import Json
@@ -165,6 +167,9 @@ class WorkflowClient(ScheduleOperations):
             run_at=run_at,
             headers=self._headers(workflow),
         )
+        given: object = inputs
+        if isinstance(given, str | bytes | Mapping | BaseModel):
+            raise TypeError("inputs must be a list of inputs, not a single one: use start_workflow for that")
         values = list(inputs)
         keys = [None] * len(values) if idempotency_keys is None else list(idempotency_keys)
         if len(keys) != len(values):

@@ -46,25 +46,26 @@ _TIMES = tuple(name for name in _FIELDS if name.endswith("_at"))
 
 
 class ScheduleOperations:
-    """What a client can do with schedules."""
+    """What a client can do with schedules; a workflow is named by itself, a reference or its id."""
 
     schema: str
 
-    def pause_schedule(self, workflow_id: str, *, connection: Any = None) -> Schedule:
+    def pause_schedule(self, workflow: WorkflowRef[Any, Any] | str, *, connection: Any = None) -> Schedule:
         """Let the ticks of a workflow's schedule pass without a run, until it is resumed. With `connection` in the
         caller's transaction. Raises WorkflowNotFoundError if it has no schedule."""
-        return self._change_schedule("pause_schedule", workflow_id, connection)
+        return self._change_schedule("pause_schedule", _key(workflow), connection)
 
-    def resume_schedule(self, workflow_id: str, *, connection: Any = None) -> Schedule:
+    def resume_schedule(self, workflow: WorkflowRef[Any, Any] | str, *, connection: Any = None) -> Schedule:
         """Let a paused schedule go on with the next tick to come; those that passed do not fire. With `connection` in
         the caller's transaction. Raises WorkflowNotFoundError if the workflow has no schedule."""
-        return self._change_schedule("resume_schedule", workflow_id, connection)
+        return self._change_schedule("resume_schedule", _key(workflow), connection)
 
-    def trigger_schedule(self, workflow_id: str, *, connection: Any = None) -> WorkflowRun:
+    def trigger_schedule(self, workflow: WorkflowRef[Any, Any] | str, *, connection: Any = None) -> WorkflowRun:
         """Start a run as the schedule would, now, also while it is paused or its last run is unfinished. With
         `connection` in the caller's transaction. Raises WorkflowNotFoundError if the workflow has no schedule, and
         WorkflowRunInProgressError if it is a singleton with an unfinished run."""
-        params = (_key(workflow_id), self._headers(workflow_id), "false" if connection is None else "true")
+        workflow_id = _key(workflow)
+        params = (workflow_id, self._headers(workflow), "false" if connection is None else "true")
         [(outcome, text)] = self._fetch_schedules("trigger_schedule", params, connection)
         if outcome == "not_found":
             raise _not_found(workflow_id)
@@ -77,16 +78,16 @@ class ScheduleOperations:
         """The schedules of all workflows, by workflow."""
         return [_schedule_from_json(text) for (text,) in self._fetch_schedules("get_schedules", (None, None), None)]
 
-    def get_schedule(self, workflow_id: str) -> Schedule:
+    def get_schedule(self, workflow: WorkflowRef[Any, Any] | str) -> Schedule:
         """The schedule of a workflow. Raises WorkflowNotFoundError if it has none."""
-        key = _key(workflow_id)
-        rows = self._fetch_schedules("get_schedules", (key, key), None)
+        workflow_id = _key(workflow)
+        rows = self._fetch_schedules("get_schedules", (workflow_id, workflow_id), None)
         if not rows:
             raise _not_found(workflow_id)
         return _schedule_from_json(rows[0][0])
 
     def _change_schedule(self, operation: str, workflow_id: str, connection: Any) -> Schedule:
-        [(outcome, text)] = self._fetch_schedules(operation, (_key(workflow_id),), connection)
+        [(outcome, text)] = self._fetch_schedules(operation, (workflow_id,), connection)
         if outcome == "not_found":
             raise _not_found(workflow_id)
         return _schedule_from_json(text)
@@ -102,8 +103,8 @@ class ScheduleOperations:
         raise NotImplementedError
 
 
-def _key(workflow_id: str) -> str:
-    return checked_identifier(workflow_id, "workflow_id")
+def _key(workflow: WorkflowRef[Any, Any] | str) -> str:
+    return workflow.id if isinstance(workflow, WorkflowRef) else checked_identifier(workflow, "a workflow id")
 
 
 def _not_found(workflow_id: str) -> WorkflowNotFoundError:

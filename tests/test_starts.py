@@ -276,6 +276,12 @@ def test_an_input_that_does_not_fit_starts_nothing(engine: WorkflowEngine) -> No
     assert value(engine.conninfo, "select count(*) from pgworkflows.runs") == 0
 
 
+@pytest.mark.parametrize("inputs", [{"number": 1}, Order(number=1), "1", b"1", 1, None])
+def test_one_input_is_not_many(engine: WorkflowEngine, inputs: Any) -> None:
+    with pytest.raises(TypeError):
+        engine.start_workflows(ship, inputs)
+
+
 def test_no_inputs_start_nothing(engine: WorkflowEngine) -> None:
     assert engine.start_workflows(ship, []) == []
     assert engine.start_workflows(ship, iter([])) == []

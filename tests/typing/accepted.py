@@ -13,6 +13,7 @@ from pydantic import BaseModel
 from pgworkflows.commands import (
     Command,
     DelayCommand,
+    InvokeChildCommand,
     PauseCommand,
     PollCommand,
     PollResult,
@@ -79,6 +80,10 @@ def commands(step: Step, mailer: Mailer) -> None:
     assert_type(step.delay("a", timedelta(days=1)), DelayCommand)
     assert_type(step.sleep("a", 5), DelayCommand)
     assert_type(step.pause("a"), PauseCommand)
+    invoked = workflow_ref("invoked", input_schema=SignUp, output_schema=User)
+    assert_type(step.invoke_child_workflow("a", invoked, SignUp(email="e")), InvokeChildCommand[User])
+    assert_type(step.invoke_child_workflow("a", invoked, {"email": "e"}, retries=3), InvokeChildCommand[User])
+    assert_type(step.invoke_child_workflow("a", "by-id", [1, None], resource_id="r"), InvokeChildCommand[Any])
     assert_type(step.poll("a", find_user, "e", 3), PollCommand[User | None])
     assert_type(step.poll("a", find_user, "e", 3, interval="5s", timeout=timedelta(hours=1)), PollCommand[User | None])
 
@@ -104,6 +109,10 @@ def send_welcome(step: Step, input: SignUp) -> Steps[User]:
     child = yield from other(step, 5)
     assert_type(child, str)
     assert_type((yield from tick(step)), None)
+    invoked = yield from step.invoke_child_workflow("invoked", other, 5, priority="low", timeout="1d")
+    assert_type(invoked, str)
+    by_id = yield from step.invoke_child_workflow("by-id", "other", 5)
+    assert_type(by_id, Any)
     return user
 
 

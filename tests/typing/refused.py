@@ -41,6 +41,9 @@ def commands(step: Step) -> None:
     step.delay("a", None)  # type: ignore[arg-type]
     step.wait_until("a", 5)  # type: ignore[arg-type]
     step.delay("a", 5).retry()  # type: ignore[attr-defined]
+    step.invoke_child_workflow("a", create_user, 5)  # type: ignore[call-overload]
+    step.invoke_child_workflow("a", workflow_ref("b", input_schema=SignUp), Other(email="e"))  # type: ignore[misc]
+    step.invoke_child_workflow("a", "b", priority=None, timeout=None, queue="q")  # type: ignore[call-overload]
 
 
 def wrong_result(step: Step) -> Steps[str]:

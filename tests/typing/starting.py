@@ -88,6 +88,14 @@ def starts(client: WorkflowClient, engine: WorkflowEngine) -> None:
     client.start_workflow("by-id", Other(email="e"))
     client.start_workflow("by-id", [1, "two", None])
 
+    assert_type(client.start_workflows(sign_up, [SignUp(email="e"), SignUp(email="f")]), list[WorkflowRun])
+    client.start_workflows(sign_up, ({"email": str(n)} for n in range(5)), idempotency_keys=["a", None])
+    client.start_workflows(alone, [None, None], singleton=False)
+    client.start_workflows("by-id", range(5), delay="1d")
+    client.start_workflows(loose, [Other(email="e")])
+
+    client.start_workflows(sign_up, [Other(email="e")])  # type: ignore[misc]
+    client.start_workflows(sign_up, 5)  # type: ignore[arg-type]
     client.start_workflow(sign_up, Other(email="e"))  # type: ignore[misc]
     client.start_workflow(wanted, Other(email="e"))  # type: ignore[misc]
     client.start_workflow(count, datetime.now(UTC))  # type: ignore[misc]
