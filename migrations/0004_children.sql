@@ -30,7 +30,7 @@ declare
     lanes text[];
     moment timestamptz := clock_timestamp();
 begin
-    -- The caller holds the locks of the parents' queue rows, and of the children's.
+    -- The caller has locked the parents, and holds the locks of the children's queue rows.
     with parent as materialized (
         select q.run_id,
             bool_or(q.status = 'waiting' and q.wait_kind = 'child' and q.wait_event = c.parent_step_id) as wakes
@@ -61,19 +61,59 @@ $function$;
 comment on function pgworkflows.tell_parents(uuid[], boolean) is
     'Wake the parents that wait for these runs, which have just ended.';
 
-create function pgworkflows.has_parent_lock(parent_run_id uuid) returns boolean
+create function pgworkflows.lock_parent(run_id uuid) returns void
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 as $function$
 #variable_conflict use_column
 begin
-    perform from pgworkflows.queue as q where q.run_id = has_parent_lock.parent_run_id for no key update skip locked;
-    -- A parent that has ended has no row, and nothing to be told.
-    return found or not exists (select from pgworkflows.queue as q where q.run_id = has_parent_lock.parent_run_id);
+    for attempt in 1 .. 100 loop
+        perform from pgworkflows.queue as q where q.run_id = lock_parent.run_id for no key update;
+        exit when found;
+        -- One that has ended has no row. It must not be retried before it can see how its child has ended.
+        perform from pgworkflows.runs as r
+        where r.id = lock_parent.run_id and r.status in ('completed', 'failed', 'cancelled')
+        for share;
+        exit when not exists (select from pgworkflows.queue as q where q.run_id = lock_parent.run_id);
+    end loop;
 end
 $function$;
-comment on function pgworkflows.has_parent_lock(uuid) is
-    'Lock the queue row of a parent without waiting: whether its child may end now.';
+comment on function pgworkflows.lock_parent(uuid) is
+    'Lock the queue row of a run whose child is going to end; if it has ended itself, the run, so that nobody retries it.';
+
+create function pgworkflows.lock_parents(run_ids uuid[]) returns uuid[]
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $function$
+#variable_conflict use_column
+declare
+    held uuid[] := array(
+        select q.run_id from pgworkflows.queue as q where q.run_id = any (run_ids) for no key update skip locked
+    );
+    ended uuid[];
+begin
+    run_ids := array(select unnest(run_ids) except select unnest(held));
+    if cardinality(run_ids) = 0 then
+        return null;
+    end if;
+    ended := array(
+        select r.id from pgworkflows.runs as r
+        where r.id = any (run_ids)
+            and r.status in ('completed', 'failed', 'cancelled')
+            and not exists (select from pgworkflows.queue as q where q.run_id = r.id)
+        for share of r skip locked
+    );
+    return (
+        select array_agg(r.id) from pgworkflows.runs as r
+        where r.id = any (run_ids)
+            and (r.id <> all (ended) or exists (select from pgworkflows.queue as q where q.run_id = r.id))
+    );
+end
+$function$;
+comment on function pgworkflows.lock_parents(uuid[]) is
+    'The same for many runs without waiting: those that somebody else has; null if there are none.';
 
 create function pgworkflows.lock_family(run_id uuid, patient boolean) returns uuid[]
 language plpgsql volatile
@@ -293,19 +333,12 @@ as $function$
 #variable_conflict use_column
 declare
     fenced pgworkflows.fenced_entry[];
-    held uuid[];
     busy uuid[];
     answer json;
 begin
     -- A child's end writes to its parent's queue row, too. Where somebody holds that, the entry is held over.
     if parents is not null then
-        select array_agg(got.run_id) into held
-        from (
-            select q.run_id from pgworkflows.queue as q where q.run_id = any (parents) for no key update skip locked
-        ) as got;
-        select array_agg(q.run_id) into busy
-        from pgworkflows.queue as q
-        where q.run_id = any (parents) and q.run_id <> all (coalesce(held, '{}'));
+        busy := pgworkflows.lock_parents(parents);
     end if;
     -- Lock the queue rows that are still this worker's, and write only for those.
     with entry as materialized (
@@ -552,7 +585,7 @@ begin
         where died and q.run_id = any (give_back.run_ids) and r.parent_run_id is not null
             and q.control is null and q.interruptions >= 9
     loop
-        if not pgworkflows.has_parent_lock(child.parent_run_id) then
+        if pgworkflows.lock_parents(array[child.parent_run_id]) is not null then
             run_ids := array_remove(run_ids, child.run_id);
         end if;
     end loop;
@@ -650,7 +683,10 @@ begin
         loop
             family := pgworkflows.lock_family(related.id, false);
             if family is null
-                or (related.parent_run_id is not null and not pgworkflows.has_parent_lock(related.parent_run_id))
+                or (
+                    related.parent_run_id is not null
+                    and pgworkflows.lock_parents(array[related.parent_run_id]) is not null
+                )
             then
                 late := array_remove(late, related.id);
             else
@@ -728,7 +764,7 @@ begin
     -- From the parent down, like everybody who waits for such locks.
     select r.parent_run_id into parent_id from pgworkflows.runs as r where r.id = try_cancel_workflow.run_id;
     if parent_id is not null then
-        perform from pgworkflows.queue as q where q.run_id = parent_id for no key update;
+        perform pgworkflows.lock_parent(parent_id);
     end if;
     locked := pgworkflows.lock_run(try_cancel_workflow.run_id, try_cancel_workflow.resource_id);
     place := locked.place;

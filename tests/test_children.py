@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import Any
@@ -30,8 +30,9 @@ from pgworkflows import (
     workflow,
     workflow_ref,
 )
-from pgworkflows.claims import ClaimedRun
-from pgworkflows.journal import WRITTEN, Answer, Entry, Verdict
+from pgworkflows.claims import ClaimedRun, WorkerConnection
+from pgworkflows.history import ErrorInfo
+from pgworkflows.journal import WRITTEN, Answer, Entry, Verdict, write
 from pgworkflows.runner import Execution
 
 
@@ -795,3 +796,71 @@ def test_a_child_that_was_deleted_by_hand_is_begun_again(engine: WorkflowEngine)
     engine.trigger_event(again.id, "go")
     idle(engine)
     assert engine.get_run(run.id).output == "went"
+
+
+def abandoned(engine: WorkflowEngine) -> tuple[WorkflowRun, WorkflowRun]:
+    """A parent that has failed while it waits for its child, such as for code that was changed; the child goes on."""
+    run, child = begun(engine, parent)
+    engine.pause_workflow(run.id)
+    engine.resume_workflow(run.id)
+    with HandWorker(engine.conninfo, ["parent"]) as worker:
+        claimed = worker.claim_one()
+        error = ErrorInfo("NonDeterminismError", "the code was changed")
+        entry = Entry(claimed.run_id, claimed.claim_id, claimed.signal, "fail", error=error)
+        assert worker.write(entry) == [WRITTEN]
+    return engine.get_run(run.id), child
+
+
+class InTransaction(WorkerConnection):
+    """A worker whose statements are the part of a transaction that is still open."""
+
+    def __init__(self, conn: psycopg.Connection) -> None:
+        self._schema = "pgworkflows"
+        self._conn = conn
+
+
+def cancelled(engine: WorkflowEngine, child: WorkflowRun, conn: psycopg.Connection) -> None:
+    engine.cancel_workflow(child.id, connection=conn)
+
+
+def out_of_time(engine: WorkflowEngine, child: WorkflowRun, conn: psycopg.Connection) -> None:
+    rows(engine.conninfo, "update pgworkflows.queue set timeout_at = now() where run_id = %s", child.id)
+    conn.execute("select pgworkflows.wake_due()")
+
+
+def completed(engine: WorkflowEngine, child: WorkflowRun, conn: psycopg.Connection) -> None:
+    engine.trigger_event(child.id, "go")
+    with HandWorker(engine.conninfo, ["patient"]) as worker:
+        entry = first_entry(worker.claim_one(), patient)
+        assert write(InTransaction(conn), worker.id, [entry]) == [WRITTEN]
+
+
+def killed_ten_times(engine: WorkflowEngine, child: WorkflowRun, conn: psycopg.Connection) -> None:
+    engine.trigger_event(child.id, "go")
+    with HandWorker(engine.conninfo, ["patient"]) as worker:
+        worker.claim_one()
+        rows(engine.conninfo, "update pgworkflows.queue set interruptions = 9 where run_id = %s", child.id)
+        worker.die()
+    conn.execute("select pgworkflows.take_over()")
+
+
+@pytest.mark.parametrize("end", [cancelled, out_of_time, completed, killed_ten_times])
+def test_a_parent_that_is_retried_while_its_child_ends_does_not_wait_for_ever(
+    engine: WorkflowEngine, end: Callable[[WorkflowEngine, WorkflowRun, psycopg.Connection], None]
+) -> None:
+    run, child = abandoned(engine)
+    assert run.status is RunStatus.FAILED
+    with psycopg.connect(engine.conninfo) as conn, ThreadPoolExecutor(1) as pool:
+        end(engine, child, conn)
+        retried = pool.submit(engine.retry_workflow, run.id)
+        with working(engine):
+            until(
+                lambda: rows(engine.conninfo, "select 1 from pg_locks where not granted")
+                or engine.get_run(run.id).status is RunStatus.WAITING,
+                "it is retried, or its retry waits",
+            )
+            conn.commit()
+            retried.result(20)
+            assert engine.get_run(child.id).status.finished
+            ended = engine.wait_for_run(run.id, timeout=20)
+    assert ended.status is (RunStatus.COMPLETED if end is completed else RunStatus.FAILED)
