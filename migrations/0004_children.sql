@@ -174,6 +174,127 @@ end
 $function$;
 comment on function pgworkflows.cancel_family(uuid[]) is 'Cancel runs whose queue rows are locked.';
 
+create function pgworkflows.invoke_child(
+    entry pgworkflows.fenced_entry,
+    terms pgworkflows.terms
+) returns pgworkflows.fenced_entry
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+set lock_timeout = '20ms' -- a flush waits for nobody, and a client that waits for one of its rows least of all
+as $function$
+#variable_conflict use_column
+declare
+    parent pgworkflows.runs;
+    child pgworkflows.runs;
+    other pgworkflows.runs;
+    answer pgworkflows.outcome;
+    refusal text;
+    moment timestamptz := clock_timestamp();
+begin
+    select * into parent from pgworkflows.runs as r where r.id = entry.run_id;
+    for attempt in 1 .. 100 loop
+        insert into pgworkflows.runs as r (
+            workflow_id, input, resource_id, idempotency_key, queue, priority, max_retries, singleton,
+            timeout, timeout_at, parent_run_id, parent_step_id, headers, created_at, updated_at
+        )
+        values (
+            entry.child ->> 'workflow_id',
+            (entry.child ->> 'input')::json,
+            coalesce(entry.child ->> 'resource_id', parent.resource_id),
+            entry.child ->> 'idempotency_key',
+            terms.queue,
+            coalesce((entry.child ->> 'priority')::integer, parent.priority),
+            terms.retries,
+            terms.singleton,
+            terms.timeout,
+            case when terms.timeout is not null then pgworkflows.timeout_from(moment, terms.timeout) end,
+            entry.run_id,
+            entry.step_id,
+            entry.child -> 'headers',
+            moment,
+            moment
+        )
+        on conflict do nothing
+        returning * into child;
+        if found then
+            insert into pgworkflows.queue (run_id, workflow_id, queue, rank, ready_at, timeout_at)
+            values (
+                child.id, child.workflow_id, child.queue, moment - child.priority * interval '1 second', moment,
+                child.timeout_at
+            );
+            exit;
+        end if;
+        select * into child from pgworkflows.runs as r
+        where r.parent_run_id = entry.run_id and r.parent_step_id = entry.step_id;
+        if found then
+            -- The step is done again: so is its child, from where it failed.
+            if child.status in ('failed', 'cancelled') then
+                answer := pgworkflows.try_retry_workflow(child.id, null, false);
+                continue when answer.outcome = 'not_found'; -- deleted meanwhile, for its age
+                if answer.outcome = 'in_progress' then
+                    other := answer.run;
+                    refusal := 'WorkflowRunInProgressError';
+                end if;
+            end if;
+            -- One that has ended wakes nobody any more.
+            entry.signalled := entry.signalled
+                or exists (
+                    select from pgworkflows.runs as r
+                    where r.id = child.id and r.status in ('completed', 'failed', 'cancelled')
+                );
+            exit;
+        end if;
+        select * into other from pgworkflows.runs as r
+        where r.idempotency_key = entry.child ->> 'idempotency_key';
+        if found then
+            refusal := 'IdempotencyConflictError';
+            exit;
+        end if;
+        select * into other from pgworkflows.runs as r
+        where terms.singleton and r.singleton_key = entry.child ->> 'workflow_id';
+        if found then
+            refusal := 'WorkflowRunInProgressError';
+            exit;
+        end if;
+    end loop;
+    if refusal is not null then
+        update pgworkflows.steps as s
+        set status = 'failed',
+            completed_at = now(),
+            error = json_build_object(
+                'type', refusal,
+                'message', case refusal
+                    when 'IdempotencyConflictError' then format(
+                        'idempotency key %s is taken by run %s of workflow %s, which is not the child of this step: '
+                        'use another key for another run',
+                        quote_literal(other.idempotency_key), other.id, quote_literal(other.workflow_id)
+                    )
+                    else format(
+                        'workflow %s is a singleton, and run %s of it is %s: wait for it, or cancel it',
+                        quote_literal(other.workflow_id), other.id, other.status
+                    )
+                end,
+                'traceback', null,
+                'step_id', entry.step_id
+            )
+        where s.run_id = entry.run_id and s.step_id = entry.step_id;
+        entry.signalled := true;
+    elsif child.id is null then
+        raise exception 'step % of run % lost 100 races for its child', entry.step_id, entry.run_id
+            using errcode = 'serialization_failure';
+    else
+        update pgworkflows.steps as s set child_run_id = child.id
+        where s.run_id = entry.run_id and s.step_id = entry.step_id;
+    end if;
+    return entry;
+end
+$function$;
+comment on function pgworkflows.invoke_child(pgworkflows.fenced_entry, pgworkflows.terms) is
+    'Begin the child of a step, or retry that of a step that is done again. A refusal fails the step. Raises 55P03 while '
+    'somebody holds what it needs.';
+
 create function pgworkflows.invoke_children(fenced pgworkflows.fenced_entry[]) returns pgworkflows.fenced_entry[]
 language plpgsql volatile
 set search_path = pg_catalog, pg_temp
@@ -183,14 +304,9 @@ as $function$
 #variable_conflict use_column
 declare
     entry pgworkflows.fenced_entry;
-    parent pgworkflows.runs;
-    child pgworkflows.runs;
-    other pgworkflows.runs;
     terms pgworkflows.terms;
-    answer pgworkflows.outcome;
-    refusal text;
     lanes text[] := '{}';
-    moment timestamptz := clock_timestamp();
+    held_over uuid[] := '{}';
 begin
     for i in 1 .. cardinality(fenced) loop
         entry := fenced[i];
@@ -203,117 +319,43 @@ begin
             fenced[i] := entry;
             continue;
         end if;
-        select * into parent from pgworkflows.runs as r where r.id = entry.run_id;
         terms := pgworkflows.terms_of(
             entry.child ->> 'workflow_id',
             null,
-            coalesce((entry.child ->> 'priority')::integer, parent.priority),
+            (entry.child ->> 'priority')::integer,
             (entry.child ->> 'retries')::integer,
             (entry.child ->> 'timeout')::interval,
             null,
             entry.child -> 'fallback'
         );
-        refusal := null;
-        for attempt in 1 .. 100 loop
-            insert into pgworkflows.runs as r (
-                workflow_id, input, resource_id, idempotency_key, queue, priority, max_retries, singleton,
-                timeout, timeout_at, parent_run_id, parent_step_id, headers, created_at, updated_at
+        if entry.child ->> 'idempotency_key' is null
+            and not terms.singleton
+            and not exists (
+                select from pgworkflows.runs as r
+                where r.parent_run_id = entry.run_id and r.parent_step_id = entry.step_id
             )
-            values (
-                entry.child ->> 'workflow_id',
-                (entry.child ->> 'input')::json,
-                coalesce(entry.child ->> 'resource_id', parent.resource_id),
-                entry.child ->> 'idempotency_key',
-                terms.queue,
-                terms.priority,
-                terms.retries,
-                terms.singleton,
-                terms.timeout,
-                case when terms.timeout is not null then pgworkflows.timeout_from(moment, terms.timeout) end,
-                entry.run_id,
-                entry.step_id,
-                entry.child -> 'headers',
-                moment,
-                moment
-            )
-            on conflict do nothing
-            returning * into child;
-            if found then
-                insert into pgworkflows.queue (run_id, workflow_id, queue, rank, ready_at, timeout_at)
-                values (
-                    child.id, child.workflow_id, child.queue, moment - child.priority * interval '1 second', moment,
-                    child.timeout_at
-                );
-                lanes := lanes || child.queue;
-                exit;
-            end if;
-            select * into child from pgworkflows.runs as r
-            where r.parent_run_id = entry.run_id and r.parent_step_id = entry.step_id;
-            if found then
-                -- The step is done again: so is its child, from where it failed.
-                if child.status in ('failed', 'cancelled') then
-                    answer := pgworkflows.try_retry_workflow(child.id, null, false);
-                    if answer.outcome = 'in_progress' then
-                        other := answer.run;
-                        refusal := 'WorkflowRunInProgressError';
-                    end if;
-                end if;
-                -- One that has ended wakes nobody any more.
-                entry.signalled := entry.signalled
-                    or exists (
-                        select from pgworkflows.runs as r
-                        where r.id = child.id and r.status in ('completed', 'failed', 'cancelled')
-                    );
-                exit;
-            end if;
-            select * into other from pgworkflows.runs as r
-            where r.idempotency_key = entry.child ->> 'idempotency_key';
-            if found then
-                refusal := 'IdempotencyConflictError';
-                exit;
-            end if;
-            select * into other from pgworkflows.runs as r
-            where terms.singleton and r.singleton_key = entry.child ->> 'workflow_id';
-            if found then
-                refusal := 'WorkflowRunInProgressError';
-                exit;
-            end if;
-        end loop;
-        if refusal is null then
-            update pgworkflows.steps as s set child_run_id = child.id
-            where s.run_id = entry.run_id and s.step_id = entry.step_id;
+        then
+            -- There is nothing that somebody else could hold.
+            fenced[i] := pgworkflows.invoke_child(entry, terms);
         else
-            update pgworkflows.steps as s
-            set status = 'failed',
-                completed_at = now(),
-                error = json_build_object(
-                    'type', refusal,
-                    'message', case refusal
-                        when 'IdempotencyConflictError' then format(
-                            'idempotency key %s is taken by run %s of workflow %s, which is not the child of this step: '
-                            'use another key for another run',
-                            quote_literal(other.idempotency_key), other.id, quote_literal(other.workflow_id)
-                        )
-                        else format(
-                            'workflow %s is a singleton, and run %s of it is %s: wait for it, or cancel it',
-                            quote_literal(other.workflow_id), other.id, other.status
-                        )
-                    end,
-                    'traceback', null,
-                    'step_id', entry.step_id
-                )
-            where s.run_id = entry.run_id and s.step_id = entry.step_id;
-            entry.signalled := true;
+            begin
+                fenced[i] := pgworkflows.invoke_child(entry, terms);
+            exception when lock_not_available then
+                held_over := held_over || entry.run_id;
+            end;
         end if;
-        fenced[i] := entry;
+        lanes := lanes || terms.queue;
     end loop;
     perform pgworkflows.wake_workers(lane, false) from (select distinct lane from unnest(lanes) as lane) as each;
+    if cardinality(held_over) > 0 then
+        return array(select f from unnest(fenced) as f where f.run_id <> all (held_over));
+    end if;
     return fenced;
 end
 $function$;
 comment on function pgworkflows.invoke_children(pgworkflows.fenced_entry[]) is
-    'Begin the children of a flush whose queue rows are locked, or have those of steps that are done again retried. A '
-    'refusal fails its step only.';
+    'Begin the children of a flush whose queue rows are locked, or have those of steps that are done again retried. '
+    'Entries whose children somebody holds up are left out of the answer: they are held over.';
 
 drop function pgworkflows.flush(uuid, json, json, json);
 

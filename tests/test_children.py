@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -30,7 +31,7 @@ from pgworkflows import (
     workflow,
     workflow_ref,
 )
-from pgworkflows.claims import ClaimedRun, WorkerConnection
+from pgworkflows.claims import WORKER_LOCK_TIMEOUT_MS, ClaimedRun, WorkerConnection
 from pgworkflows.history import ErrorInfo
 from pgworkflows.journal import WRITTEN, Answer, Entry, Verdict, write
 from pgworkflows.runner import Execution
@@ -864,3 +865,72 @@ def test_a_parent_that_is_retried_while_its_child_ends_does_not_wait_for_ever(
             assert engine.get_run(child.id).status.finished
             ended = engine.wait_for_run(run.id, timeout=20)
     assert ended.status is (RunStatus.COMPLETED if end is completed else RunStatus.FAILED)
+
+
+@workflow("single", singleton=True)
+def single(step: Step) -> Steps[str]:
+    return (yield from patient(step, ""))
+
+
+@workflow("asker")
+def asker(step: Step, input: str | None = None) -> Steps[Any]:
+    child = single if input is None else patient
+    return (yield from step.invoke_child_workflow("child", child, idempotency_key=input))
+
+
+@pytest.mark.parametrize(("key", "wanted"), [(None, single), ("key", patient)])
+@pytest.mark.parametrize("commits", [True, False])
+def test_a_start_in_a_callers_transaction_holds_up_only_the_parent_that_invokes_the_same(
+    engine: WorkflowEngine, key: str | None, wanted: Workflow[Any, Any], commits: bool
+) -> None:
+    engine.register_workflow(single)
+    engine.register_workflow(asker)
+    run, other = engine.start_workflow(asker, key), engine.start_workflow(careful_parent)
+    with HandWorker(engine.conninfo, ["asker", "careful-parent"]) as worker, psycopg.connect(engine.conninfo) as conn:
+        entries = [
+            first_entry(claimed, asker if claimed.run_id == str(run.id) else careful_parent)
+            for claimed in worker.claim().runs
+        ]
+        engine.start_workflow(wanted, idempotency_key=key, connection=conn)
+        began = time.monotonic()
+        answers = {entry.run_id: answer for entry, answer in zip(entries, worker.write(*entries), strict=True)}
+        assert time.monotonic() - began < WORKER_LOCK_TIMEOUT_MS / 1000
+        assert answers == {str(run.id): Answer(Verdict.LOCKED), str(other.id): WRITTEN}
+        [held_over] = [entry for entry in entries if entry.run_id == str(run.id)]
+        if commits:
+            conn.commit()
+        else:
+            conn.rollback()
+        assert worker.write(held_over) == [WRITTEN]
+    idle(engine)
+    [step] = engine.get_steps(run.id)
+    assert step.status is (StepStatus.FAILED if commits else StepStatus.WAITING)
+    assert (step.child_run_id is None) is commits
+
+
+def test_a_parent_whose_child_is_deleted_just_when_it_is_retried_gets_a_new_one(engine: WorkflowEngine) -> None:
+    run, child = begun(engine, parent)
+    engine.cancel_workflow(run.id)
+    with (
+        HandWorker(engine.conninfo, ["parent"]) as worker,
+        psycopg.connect(engine.conninfo) as conn,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        # It was found old enough before its parent was retried.
+        conn.execute("select 1 from pgworkflows.runs where id = %s for update", [child.id])
+        engine.retry_workflow(run.id)
+        entry = first_entry(worker.claim_one(), parent)
+        written = pool.submit(worker.write, entry)
+        until(
+            lambda: written.done() or rows(engine.conninfo, "select 1 from pg_locks where not granted"),
+            "the write waits, or is held over",
+        )
+        conn.execute("delete from pgworkflows.runs where id = %s", [child.id])
+        conn.commit()
+        if written.result(20) != [WRITTEN]:
+            assert worker.write(entry) == [WRITTEN]
+    again = child_of(engine, run)
+    assert again.id != child.id
+    engine.trigger_event(again.id, "go")
+    idle(engine)
+    assert engine.get_run(run.id).output == "went"
