@@ -856,8 +856,10 @@ def test_a_parent_that_is_retried_while_its_child_ends_does_not_wait_for_ever(
         retried = pool.submit(engine.retry_workflow, run.id)
         with working(engine):
             until(
-                lambda: rows(engine.conninfo, "select 1 from pg_locks where not granted")
-                or engine.get_run(run.id).status is RunStatus.WAITING,
+                lambda: (
+                    rows(engine.conninfo, "select 1 from pg_locks where not granted")
+                    or engine.get_run(run.id).status is RunStatus.WAITING
+                ),
                 "it is retried, or its retry waits",
             )
             conn.commit()
