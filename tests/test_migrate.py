@@ -458,12 +458,13 @@ def test_payloads_are_json_and_keep_their_order_and_their_floats(database_url: s
     assert kinds == [("json",)]
 
 
-def test_every_function_has_a_fixed_search_path(database_url: str) -> None:
+def test_every_function_has_a_fixed_search_path_or_is_bound_at_its_definition(database_url: str) -> None:
     loose = rows(
         database_url,
         """
         select p.proname from pg_proc as p
         where p.pronamespace = 'pgworkflows'::regnamespace
+            and p.prosqlbody is null
             and not coalesce('search_path=pg_catalog, pg_temp' = any (p.proconfig), false)
         """,
     )
