@@ -70,10 +70,11 @@ begin
     for attempt in 1 .. 100 loop
         perform from pgworkflows.queue as q where q.run_id = lock_parent.run_id for no key update;
         exit when found;
-        -- One that has ended has no row. It must not be retried before it can see how its child has ended.
+        -- One that has ended has no row. It must not be retried before it can see how its child has ended. Of those who
+        -- lock or change runs, only retries and deletions wait for a key share lock.
         perform from pgworkflows.runs as r
         where r.id = lock_parent.run_id and r.status in ('completed', 'failed', 'cancelled')
-        for share;
+        for key share;
         exit when not exists (select from pgworkflows.queue as q where q.run_id = lock_parent.run_id);
     end loop;
 end
@@ -103,7 +104,7 @@ begin
         where r.id = any (run_ids)
             and r.status in ('completed', 'failed', 'cancelled')
             and not exists (select from pgworkflows.queue as q where q.run_id = r.id)
-        for share of r skip locked
+        for key share of r skip locked
     );
     return (
         select array_agg(r.id) from pgworkflows.runs as r
@@ -263,6 +264,7 @@ begin
         update pgworkflows.steps as s
         set status = 'failed',
             completed_at = now(),
+            child_run_id = child.id, -- if it has one, which could not be retried
             error = json_build_object(
                 'type', refusal,
                 'message', case refusal
@@ -676,13 +678,15 @@ begin
             select array_agg(o.run_id) from row_of as o
             where o.control = 'cancel' or (o.control is null and o.interruptions >= 10)
         ),
+        -- The others have ended before, and their parents were told: nobody has locked those here.
+        (select array_agg(o.run_id) from row_of as o where o.control is null and o.interruptions >= 10),
         (select array_agg(distinct o.queue) from row_of as o)
-    into given, ended, lanes;
+    into given, ended, failed, lanes;
     if ended is not null then
         perform pgworkflows.end_waits(ended);
-        perform pgworkflows.tell_parents(
-            array(select r.id from pgworkflows.runs as r where r.id = any (ended) and r.status = 'failed'), false
-        );
+    end if;
+    if failed is not null then
+        perform pgworkflows.tell_parents(failed, false);
     end if;
     perform pgworkflows.wake_workers(lane, false) from unnest(lanes) as lane;
     return given;
@@ -852,8 +856,8 @@ begin
     if run.id is null then
         return ('not_found', null)::pgworkflows.outcome;
     end if;
-    -- A finished run has no queue row to lock: two retries at once meet here.
-    select * into run from pgworkflows.runs as r where r.id = run.id for no key update;
+    -- A finished run has no queue row to lock: two retries at once meet here, and the ends of its children.
+    select * into run from pgworkflows.runs as r where r.id = run.id for update;
     if run.id is null then
         return ('not_found', null)::pgworkflows.outcome; -- deleted meanwhile, for its age
     elsif run.status not in ('failed', 'cancelled') then

@@ -936,3 +936,33 @@ def test_a_parent_whose_child_is_deleted_just_when_it_is_retried_gets_a_new_one(
     engine.trigger_event(again.id, "go")
     idle(engine)
     assert engine.get_run(run.id).output == "went"
+
+
+def test_the_end_of_a_claim_to_a_child_that_ran_out_of_time_waits_for_nobody(engine: WorkflowEngine) -> None:
+    """Its parent was told at once. Whoever has the parent's row may wait for the child's."""
+    run, child = begun(engine, careful_parent)
+    engine.trigger_event(child.id, "go")
+    with HandWorker(engine.conninfo, ["patient"]) as worker, psycopg.connect(engine.conninfo) as conn:
+        worker.claim_one()
+        rows(engine.conninfo, "update pgworkflows.queue set timeout_at = now() where run_id = %s", child.id)
+        rows(engine.conninfo, "select pgworkflows.wake_due()")
+        assert engine.get_run(child.id).status is RunStatus.FAILED
+        engine.trigger_event(run.id, "unheard", connection=conn)
+        worker.die()
+        assert worker.take_over() == 1
+    idle(engine)
+    assert engine.get_run(run.id).output["error"].startswith("run ")
+    assert value(engine.conninfo, "select count(*) from pgworkflows.queue") == 0
+
+
+def test_a_step_whose_child_cannot_be_retried_still_knows_it(engine: WorkflowEngine) -> None:
+    engine.register_workflow(single)
+    engine.register_workflow(asker)
+    run, child = begun(engine, asker)
+    engine.cancel_workflow(run.id)
+    engine.start_workflow(single)
+    engine.retry_workflow(run.id)
+    idle(engine)
+    [step] = engine.get_steps(run.id)
+    assert (step.status, step.child_run_id) == (StepStatus.FAILED, child.id)
+    assert "singleton" in str(step.error)
