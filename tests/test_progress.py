@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import pytest
@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from working import make_due
 
 from pgworkflows import (
+    ChildWorkflowFailedError,
     RunStatus,
     Step,
     StepFailedError,
@@ -41,6 +42,7 @@ class Way(BaseModel):
     failures: dict[str, int]
     fast_forward: bool
     pauses: bool
+    errand: Literal["none", "caught", "uncaught"]
 
 
 @dataclass
@@ -49,13 +51,14 @@ class Watch:
 
     client: WorkflowClient
     failures: dict[str, int] = field(default_factory=dict[str, int])
-    told: list[WorkflowProgress] = field(default_factory=list[WorkflowProgress])
+    told: dict[UUID, list[WorkflowProgress]] = field(default_factory=dict[UUID, list[WorkflowProgress]])
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def look(self, run_id: UUID) -> WorkflowProgress:
         with self.lock:
-            self.told.append(self.client.check_progress(run_id))
-            return self.told[-1]
+            found = self.client.check_progress(run_id)
+            self.told.setdefault(run_id, []).append(found)
+            return found
 
 
 WATCH: list[Watch] = []
@@ -93,6 +96,14 @@ def look_for() -> bool:
     return True
 
 
+@workflow("errand")
+def errand(step: Step) -> Steps[str]:
+    yield step.run("go there", call)
+    for number in range(2):
+        yield step.run(f"ask {number}", call).retry(attempts=2, wait="1 hour")
+    return (yield from step.run("come back", call))
+
+
 @workflow("journey", retries=RETRIES)
 def journey(step: Step, input: Way) -> Steps[str]:
     yield step.run("pack", call)
@@ -109,6 +120,13 @@ def journey(step: Step, input: Way) -> Steps[str]:
         yield step.run("the bridge", call)
     except StepFailedError:
         yield step.run("the ferry", call)
+    try:
+        if input.errand != "none":
+            yield step.invoke_child_workflow("the errand", errand)
+    except ChildWorkflowFailedError:
+        if input.errand == "uncaught":
+            raise
+        yield step.run("go yourself", call)
     yield step.poll("the ship", look_for, interval="1 hour", timeout="1 day")
     if input.pauses:
         yield step.pause("customs")
@@ -121,7 +139,9 @@ def journey(step: Step, input: Way) -> Steps[str]:
 
 
 NAMES = ["pack", "stop 0", "stop 1", "stop 7", "detour", "the bridge", "the ferry", "the ship", "unpack"]
+NAMES += ["go there", "ask 0", "ask 1", "come back", "go yourself"]
 LITERAL = {"pack", "rest", "detour", "a sign", "the bridge", "the ferry", "the ship", "customs", "unpack"}
+LITERAL |= {"the errand", "go yourself"}
 
 ways = st.builds(
     Way,
@@ -132,6 +152,7 @@ ways = st.builds(
     failures=st.dictionaries(st.sampled_from(NAMES), st.integers(1, 5), max_size=3),
     fast_forward=st.booleans(),
     pauses=st.booleans(),
+    errand=st.sampled_from(["none", "caught", "uncaught"]),
 )
 
 
@@ -151,13 +172,13 @@ def travel(engine: WorkflowEngine, watch: Watch, way: Way) -> UUID:
                 watch.client.retry_workflow(run.id)
             case RunStatus.PAUSED:
                 watch.client.resume_workflow(run.id)
-            case RunStatus.WAITING if way.fast_forward:
+            case RunStatus.WAITING if way.fast_forward and seen.current_step_id != "the errand":
                 watch.client.fast_forward_workflow(run.id)
             case _:
                 watch.client.trigger_event(run.id, "letter")
                 make_due(url)
         watch.look(run.id)
-    raise AssertionError(f"{way} has not come to its end: {watch.told[-1]}")
+    raise AssertionError(f"{way} has not come to its end: {watch.told[run.id][-1]}")
 
 
 def assert_laws(told: list[WorkflowProgress]) -> None:
@@ -180,7 +201,7 @@ def test_it_never_falls_is_at_most_99_before_the_end_and_100_at_the_end(
     with (
         databases.fresh(migrated_template) as url,
         WorkflowClient(url) as client,
-        WorkflowEngine(url, workflows=[journey]) as engine,
+        WorkflowEngine(url, workflows=[journey, errand]) as engine,
     ):
         engine.start(worker=False)
 
@@ -190,13 +211,14 @@ def test_it_never_falls_is_at_most_99_before_the_end_and_100_at_the_end(
             watch = Watch(client)
             WATCH[:] = [watch]
             run_id = travel(engine, watch, way)
-            assert_laws(watch.told)
-            last = watch.told[-1]
+            for told in watch.told.values():
+                assert_laws(told)
+            last = watch.told[run_id][-1]
             done = {step.step_id for step in client.get_steps(run_id) if step.status == "completed"}
             assert last.completed_steps == len(done)
             assert last.total_steps == len(done | LITERAL)
             if not way.failures:
-                assert {progress.completed_steps for progress in watch.told} >= {0, len(done)}
+                assert {progress.completed_steps for progress in watch.told[run_id]} >= {0, len(done)}
 
         law()
 
