@@ -183,7 +183,6 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set jit = off
-set lock_timeout = '20ms' -- a flush waits for nobody, and a client that waits for one of its rows least of all
 as $function$
 #variable_conflict use_column
 declare
@@ -302,6 +301,7 @@ language plpgsql volatile
 set search_path = pg_catalog, pg_temp
 set enable_seqscan = off
 set jit = off
+set lock_timeout = '20ms' -- a flush waits for nobody, and a client that waits for one of its rows least of all
 as $function$
 #variable_conflict use_column
 declare
@@ -344,6 +344,8 @@ begin
                 fenced[i] := pgworkflows.invoke_child(entry, terms);
             exception when lock_not_available then
                 held_over := held_over || entry.run_id;
+                -- One wait is enough for all that are held up.
+                perform set_config('lock_timeout', '1ms', true);
             end;
         end if;
         lanes := lanes || terms.queue;

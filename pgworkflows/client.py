@@ -26,6 +26,7 @@ from pgworkflows.durations import Duration, parse_positive_duration
 from pgworkflows.errors import (
     ConfigurationError,
     IdempotencyConflictError,
+    InvalidInputError,
     InvalidStatusError,
     WorkflowEngineError,
     WorkflowRunNotFoundError,
@@ -171,6 +172,8 @@ class WorkflowClient(ScheduleOperations):
         if isinstance(given, str | bytes | Mapping | BaseModel):
             raise TypeError("inputs must be a list of inputs, not a single one: use start_workflow for that")
         values = list(inputs)
+        if isinstance(idempotency_keys, str):
+            raise TypeError("idempotency_keys must be a list of keys, not one string")
         keys = [None] * len(values) if idempotency_keys is None else list(idempotency_keys)
         if len(keys) != len(values):
             raise ValueError(f"there are {len(values)} inputs, but {len(keys)} idempotency_keys: give one for each")
@@ -180,7 +183,7 @@ class WorkflowClient(ScheduleOperations):
                 workflow_id, text, fallback = self._prepared(workflow, value)
                 name = optional_name(key, "idempotency_key")
             except Exception as error:
-                error.add_note(f"of the input with index {number}; nothing was started")
+                _say_which(error, number)
                 raise
             requests.append(StartRequest(workflow_id, text, name, terms, fallback))
         if not requests:
@@ -441,6 +444,16 @@ def _checked_statuses(statuses: Iterable[RunStatus | str]) -> list[RunStatus]:
         return [RunStatus(status) for status in statuses]
     except ValueError as error:
         raise ValueError(f"{error}: use {', '.join(RunStatus)}") from None
+
+
+def _say_which(error: Exception, number: int) -> None:
+    """Let the refusal of one input of many name it."""
+    if isinstance(error, WorkflowEngineError):
+        error.message = f"inputs[{number}]: {error.message}"
+        if isinstance(error, InvalidInputError):
+            error.issues = [{**issue, "loc": (number, *issue["loc"])} for issue in error.issues]
+    else:
+        error.add_note(f"at inputs[{number}]")
 
 
 def _started(outcome: Outcome, workflow_id: str) -> WorkflowRun:

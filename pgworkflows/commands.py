@@ -303,7 +303,7 @@ class Step:
         self,
         id: str,
         child: str,
-        input: Json = None,
+        input: Any = None,
         *,
         resource_id: str | None = None,
         idempotency_key: str | None = None,

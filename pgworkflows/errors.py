@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 from uuid import UUID
 
+from pgworkflows.runs import RunStatus
+
 
 class WorkflowEngineError(Exception):
     """Root of the library's errors. `workflow_id` and `run_id` are set where they are known."""
@@ -17,6 +19,19 @@ class WorkflowEngineError(Exception):
 
     def __str__(self) -> str:
         return self.message
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # By its attributes: what an __init__ asks for by name cannot be told by args alone.
+        return _restored, (type(self), self.args, self.__dict__)
+
+
+def _restored(
+    kind: type[WorkflowEngineError], args: tuple[Any, ...], attributes: dict[str, Any]
+) -> WorkflowEngineError:
+    """An error that was copied or pickled."""
+    error = kind.__new__(kind, *args)
+    error.__dict__.update(attributes)
+    return error
 
 
 class WorkflowNotFoundError(WorkflowEngineError):
@@ -91,8 +106,8 @@ class ChildWorkflowFailedError(StepFailedError):
         message: str,
         *,
         step_id: str,
-        child_run_id: UUID | str,
-        status: str,
+        child_run_id: UUID,
+        status: RunStatus,
         error: dict[str, Any] | None = None,
         workflow_id: str | None = None,
         run_id: UUID | str | None = None,

@@ -43,7 +43,11 @@ def step_failure(step_id: str, error: ErrorInfo) -> StepFailedError:
     child = error.child
     if child is not None:
         return ChildWorkflowFailedError(
-            error.message, step_id=step_id, child_run_id=UUID(child.run_id), status=child.status, error=child.error
+            error.message,
+            step_id=step_id,
+            child_run_id=UUID(child.run_id),
+            status=RunStatus(child.status),
+            error=child.error,
         )
     kind = StepTimeoutError if error.type == "StepTimeoutError" else StepFailedError
     return kind(error.message, step_id=step_id, error_type=error.type, traceback=error.traceback)

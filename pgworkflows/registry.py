@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from pgworkflows.definition import Workflow
+from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.errors import ConfigurationError, WorkflowNotFoundError
 
 
@@ -17,7 +17,9 @@ class WorkflowRegistry:
         self._entries: dict[str, tuple[Workflow[Any, Any]]] = {}
 
     def register(self, workflow: Workflow[Any, Any]) -> None:
-        """Add a workflow. Raises ConfigurationError if its id is taken, and what `check_registrable` raises."""
+        """Add a workflow. Raises ConfigurationError if its id is taken, TypeError for what is no workflow, and what
+        `check_registrable` raises."""
+        _check_kind(workflow)
         workflow.check_registrable()
         entry = (workflow,)
         if self._entries.setdefault(workflow.id, entry) is not entry:
@@ -44,3 +46,11 @@ class WorkflowRegistry:
     def snapshot(self) -> Mapping[str, Workflow[Any, Any]]:
         """The workflows by id as they are now; later changes do not show."""
         return {workflow_id: entry[0] for workflow_id, entry in self._entries.copy().items()}
+
+
+def _check_kind(given: object) -> None:
+    if isinstance(given, Workflow):
+        return
+    if isinstance(given, WorkflowRef):
+        raise TypeError(f"{given!r} has no handler: make a workflow of it with @ref.handler(), and register that")
+    raise TypeError(f"a workflow is made with @workflow(…), which {given!r} is not")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
-from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -187,7 +186,7 @@ class Execution:
             resource_id=run.resource_id,
             attempt=run.retry_count + 1,
             input=value,
-            timeline=MappingProxyType(trail.timeline),
+            timeline=trail.timeline,
             schedule=None if run.schedule_tick is None else ScheduleContext(run.schedule_tick),
             logger=SilentWhileReplaying(self._logger, extra, trail),
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TypeAlias
@@ -16,8 +17,47 @@ from pgworkflows.runner import Execution
 
 MAX_BATCH = 500
 LOCKED_PAUSE_S = 0.05
+LONGEST_LOCKED_PAUSE_S = 0.5
 
 Pending: TypeAlias = tuple[Execution, Entry]
+
+
+class HeldOver:
+    """Entries that met a lock of somebody else's. Each is tried again after a pause, which grows while it meets one: it
+    may stay for as long as a client's transaction, and asking costs the other runs' flush."""
+
+    def __init__(self) -> None:
+        self._waiting: list[tuple[float, Pending]] = []
+        self._pauses_s: dict[str, float] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._waiting)
+
+    def add(self, pending: Pending) -> None:
+        run_id = pending[1].run_id
+        pause_s = self._pauses_s.get(run_id, LOCKED_PAUSE_S)
+        self._waiting.append((time.monotonic() + pause_s, pending))
+        self._pauses_s[run_id] = min(LONGEST_LOCKED_PAUSE_S, pause_s * 2)
+
+    def settle(self, entry: Entry) -> None:
+        """Forget an entry's pauses: it was answered otherwise."""
+        if self._pauses_s:
+            self._pauses_s.pop(entry.run_id, None)
+
+    def take(self) -> list[Pending]:
+        """Those whose pause is over."""
+        if not self._waiting:
+            return []
+        now = time.monotonic()
+        due = [pending for due_at, pending in self._waiting if due_at <= now]
+        self._waiting = [each for each in self._waiting if each[0] > now]
+        return due
+
+    def rest_s(self) -> float | None:
+        """How long it is until the next pause is over."""
+        if not self._waiting:
+            return None
+        return max(0.0, min(due_at for due_at, _ in self._waiting) - time.monotonic())
 
 
 class Scribe(threading.Thread):
@@ -39,7 +79,7 @@ class Scribe(threading.Thread):
         self._answered = answered
         self._logger = logger
         self._queue: SimpleQueue[Pending | None] = SimpleQueue()
-        self._held_over: list[Pending] = []
+        self._held_over = HeldOver()
         self._closing = False
         self._give_up = threading.Event()
 
@@ -60,27 +100,25 @@ class Scribe(threading.Thread):
             batch = self._gather()
             if batch:
                 self._write(batch, backoff)
-            elif self._closing:
+            elif self._closing and not self._held_over:
                 break
+            elif self._closing:
+                self._give_up.wait(self._held_over.rest_s())
         self._conn.close()
 
     def _gather(self) -> list[Pending]:
-        """The next batch: what was held over, and what has come in. Waits for the first entry."""
-        batch, self._held_over = self._held_over, []
-        wait_s = LOCKED_PAUSE_S if batch else None
+        """The next batch: what was held over for long enough, and what has come in. Waits for the first entry."""
+        batch = self._held_over.take()
         while len(batch) < MAX_BATCH:
             try:
-                if (batch and wait_s is None) or (self._closing and not batch):
+                if batch or self._closing:
                     item = self._queue.get_nowait()
                 else:
-                    item = self._queue.get(timeout=wait_s)
+                    item = self._queue.get(timeout=self._held_over.rest_s())
             except Empty:
                 break
-            wait_s = None
             if item is None:
                 self._closing = True
-                if not batch:
-                    break
             else:
                 batch.append(item)
         return batch
@@ -99,14 +137,16 @@ class Scribe(threading.Thread):
             backoff.succeeded()
             for (execution, entry), answer in zip(batch, answers, strict=True):
                 if answer.verdict is Verdict.LOCKED:
-                    self._held_over.append((execution, entry))
+                    self._held_over.add((execution, entry))
                 else:
+                    self._held_over.settle(entry)
                     self._answered(execution, entry, answer)
             return
 
     def _wanted(self, execution: Execution, entry: Entry) -> bool:
         """Whether the run is still this worker's, for all it knows; if not, nobody needs to ask the server."""
         if execution.dropped:
+            self._held_over.settle(entry)
             self._answered(execution, entry, Answer(Verdict.STALE))
             return False
         return True

@@ -308,7 +308,7 @@ def test_what_a_child_told_is_the_same_when_it_is_replayed(engine: WorkflowEngin
         try:
             yield from step.invoke_child_workflow("child", patient, "no")
         except ChildWorkflowFailedError as error:
-            seen.append((str(error.child_run_id), error.status, error.error, error.message, str(error.run_id)))
+            seen.append(repr(vars(error)))
         yield from step.wait_for("more", "more")
 
     engine.register_workflow(recounting)
@@ -320,6 +320,7 @@ def test_what_a_child_told_is_the_same_when_it_is_replayed(engine: WorkflowEngin
     assert engine.get_run(run.id).status is RunStatus.COMPLETED
     assert len(seen) == 2
     assert seen[0] == seen[1]
+    assert "<RunStatus.FAILED: 'failed'>" in seen[0]
 
 
 def test_a_cancelled_child_fails_its_parents_step(engine: WorkflowEngine) -> None:

@@ -575,3 +575,22 @@ def test_a_handler_whose_source_cannot_be_read_still_works() -> None:
     assert made.steps == ()
     WorkflowRegistry().register(made)
     assert made.validate_input({})[1] == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            workflow_ref("elsewhere"),
+            "<WorkflowRef 'elsewhere'> has no handler: make a workflow of it with @ref.handler()",
+        ),
+        (len, "a workflow is made with @workflow(…), which <built-in function len> is not"),
+        ("tick", "a workflow is made with @workflow(…), which 'tick' is not"),
+        (None, "which None is not"),
+    ],
+    ids=["a ref", "a function", "an id", "nothing"],
+)
+def test_only_workflows_can_be_registered(given: Any, said: str) -> None:
+    with pytest.raises(TypeError) as e:
+        WorkflowRegistry().register(given)
+    assert said in str(e.value)

@@ -268,8 +268,9 @@ def test_an_input_that_does_not_fit_starts_nothing(engine: WorkflowEngine) -> No
     inputs: list[dict[str, Any]] = [{"number": 1}, {"number": "many"}, {"number": 3}]
     with pytest.raises(InvalidInputError) as e:
         engine.start_workflows(ship, inputs)
-    assert e.value.__notes__ == ["of the input with index 1; nothing was started"]
-    with pytest.raises(SerializationError):
+    assert e.value.message.startswith("inputs[1]: the input of workflow 'ship' does not fit")
+    assert e.value.issues[0]["loc"] == (1, "number")
+    with pytest.raises(SerializationError, match=r"^inputs\[1\]: "):
         engine.start_workflows("ship", [{"number": 1}, {"number": 2, "note": "\0"}])
     with pytest.raises(WorkflowNotFoundError):
         engine.start_workflows("unknown", [None])
@@ -298,8 +299,11 @@ def test_each_input_may_have_a_key(engine: WorkflowEngine) -> None:
     assert value(engine.conninfo, "select count(*) from pgworkflows.runs") == 5
     with pytest.raises(ValueError, match="there are 4 inputs, but 1 idempotency_keys"):
         engine.start_workflows(ship, orders, idempotency_keys=["a"])
-    with pytest.raises(ValueError, match="idempotency_key must have 1 to 256 characters"):
+    with pytest.raises(ValueError, match="idempotency_key must have 1 to 256 characters") as e:
         engine.start_workflows(ship, orders, idempotency_keys=["a", "", None, "c"])
+    assert e.value.__notes__ == ["at inputs[1]"]
+    with pytest.raises(TypeError, match="idempotency_keys must be a list of keys"):
+        engine.start_workflows(ship, orders, idempotency_keys="abcd")
 
 
 def test_a_key_of_another_run_takes_all_back(engine: WorkflowEngine) -> None:
