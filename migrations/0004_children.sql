@@ -343,6 +343,9 @@ begin
             begin
                 fenced[i] := pgworkflows.invoke_child(entry, terms);
             exception when lock_not_available then
+                -- The step is not reached before it is sent again: its worker may die.
+                delete from pgworkflows.steps as s
+                where s.run_id = entry.run_id and s.step_id = entry.step_id and s.child_run_id is null;
                 held_over := held_over || entry.run_id;
                 -- One wait is enough for all that are held up.
                 perform set_config('lock_timeout', '1ms', true);

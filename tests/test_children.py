@@ -967,3 +967,19 @@ def test_a_step_whose_child_cannot_be_retried_still_knows_it(engine: WorkflowEng
     [step] = engine.get_steps(run.id)
     assert (step.status, step.child_run_id) == (StepStatus.FAILED, child.id)
     assert "singleton" in str(step.error)
+
+
+def test_a_child_that_could_not_be_retried_at_once_is_retried_by_the_next_worker(engine: WorkflowEngine) -> None:
+    run, child = begun(engine, parent)
+    engine.cancel_workflow(run.id)
+    engine.retry_workflow(run.id)
+    with HandWorker(engine.conninfo, ["parent"]) as worker, psycopg.connect(engine.conninfo) as conn:
+        conn.execute("select 1 from pgworkflows.runs where id = %s for update", [child.id])
+        assert worker.write(first_entry(worker.claim_one(), parent)) == [Answer(Verdict.LOCKED)]
+        worker.die()
+        worker.take_over()
+    idle(engine)
+    assert engine.get_run(child.id).status is RunStatus.WAITING
+    engine.trigger_event(child.id, "go")
+    idle(engine)
+    assert engine.get_run(run.id).output == "went"
