@@ -406,7 +406,7 @@ begin
     ), saved as (
         insert into pgworkflows.steps as s (
             run_id, position, step_id, kind, status, output, error, attempts, prior_attempts,
-            started_at, completed_at, wake_at, deadline_at, event_name
+            started_at, completed_at, wake_at, deadline_at, event_name, child_run_id
         )
         select n.run_id, n.position, n.step_id, n.kind, n.status, n.output::json, n.error::json,
             coalesce(n.attempts, 0), coalesce(n.prior_attempts, 0),
@@ -420,7 +420,12 @@ begin
                 )
             ),
             coalesce(n.deadline_at, now() + n.deadline_after * interval '1 second'),
-            n.event_name
+            n.event_name,
+            -- Its row is there with its child, unless its run was cancelled and retried since the claim.
+            case when n.kind = 'invoke_child_workflow' and n.status in ('completed', 'failed') then (
+                select c.id from pgworkflows.runs as c
+                where c.parent_run_id = n.run_id and c.parent_step_id = n.step_id
+            ) end
         from fence as f
         join json_to_recordset(steps) as n (
             run_id uuid, position integer, step_id text, kind text, status text, output text, error text,

@@ -983,3 +983,19 @@ def test_a_child_that_could_not_be_retried_at_once_is_retried_by_the_next_worker
     engine.trigger_event(child.id, "go")
     idle(engine)
     assert engine.get_run(run.id).output == "went"
+
+
+def test_what_became_of_a_child_is_kept_with_it_also_when_the_parent_was_cancelled_and_retried_meanwhile(
+    engine: WorkflowEngine,
+) -> None:
+    run, child = begun(engine, careful_parent)
+    engine.cancel_workflow(child.id)
+    with HandWorker(engine.conninfo, ["careful-parent"]) as worker:
+        entry = first_entry(worker.claim_one(), careful_parent)
+        engine.cancel_workflow(run.id)
+        engine.retry_workflow(run.id)
+        assert worker.write(entry) == [Answer(Verdict.WRITTEN, "retry")]
+    [step] = engine.get_steps(run.id)
+    assert (step.status, step.child_run_id) == (StepStatus.FAILED, child.id)
+    idle(engine)
+    assert engine.get_run(run.id).output["child"] == str(child.id)
