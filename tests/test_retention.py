@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
@@ -227,6 +228,32 @@ def test_a_key_is_free_again_once_its_run_is_deleted(engine: WorkflowEngine) -> 
     grow_old(engine, 2)
     assert engine.prune() == 1
     assert engine.start_workflow(short_lived, idempotency_key="key").id != first
+
+
+@pytest.mark.parametrize("kept_after_all", [False, True])
+@pytest.mark.parametrize("many", [False, True])
+def test_a_start_with_the_key_of_a_run_that_is_being_deleted_waits_to_see_what_comes_of_it(
+    engine: WorkflowEngine, many: bool, kept_after_all: bool
+) -> None:
+    finished(engine, idempotency_key="key")
+    grow_old(engine, 2)
+    [(first,)] = rows(engine.conninfo, "select id from pgworkflows.runs")
+
+    def start() -> UUID:
+        if many:
+            return engine.start_workflows(short_lived, [None], idempotency_keys=["key"])[0].id
+        return engine.start_workflow(short_lived, idempotency_key="key").id
+
+    with psycopg.connect(engine.conninfo) as conn, ThreadPoolExecutor(1) as pool:
+        conn.execute("select pgworkflows.prune_runs(null, '1 day', null, 500)")
+        started = pool.submit(start)
+        until(lambda: rows(engine.conninfo, "select 1 from pg_locks where not granted"), "the start waits")
+        if kept_after_all:
+            conn.rollback()
+        else:
+            conn.commit()
+        assert (started.result(20) == first) is kept_after_all
+    assert counts(engine)[0] == 1
 
 
 def test_a_run_that_is_being_retried_is_not_deleted(engine: WorkflowEngine) -> None:
