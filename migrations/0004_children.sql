@@ -385,7 +385,8 @@ declare
     busy uuid[];
     answer json;
 begin
-    -- A child's end writes to its parent's queue row, too. Where somebody holds that, the entry is held over.
+    -- A child's end writes to its parent's queue row, too. Where somebody holds that, the end is held over; the steps are
+    -- written all the same.
     if parents is not null then
         busy := pgworkflows.lock_parents(parents);
     end if;
@@ -395,9 +396,8 @@ begin
             run_id uuid, claim_id bigint, action text, signal integer, step_id text, wait_kind text, wait_event text,
             wake_after double precision, output text, error text, child json, parent_run_id uuid
         )
-        where busy is null or e.parent_run_id is null or e.parent_run_id <> all (busy)
     ), fence as materialized (
-        select e.run_id, e.action, e.step_id, e.wait_kind, e.wait_event, e.wake_after, e.output, e.error,
+        select e.run_id, case when e.parent_run_id = any (busy) then 'checkpoint' else e.action end as action, e.step_id, e.wait_kind, e.wait_event, e.wake_after, e.output, e.error,
             q.control, q.signal <> e.signal as signalled, q.interruptions, e.child
         from entry as e
         join pgworkflows.queue as q on q.run_id = e.run_id
@@ -495,6 +495,11 @@ begin
             on q.run_id = e.run_id and q.claim_id = e.claim_id and q.worker_id = flush.worker_id
         where coalesce(cardinality(fenced), 0) < json_array_length(entries)
             and not exists (select from unnest(fenced) as f where f.run_id = e.run_id)
+        union all
+        select e.run_id, 'locked', null
+        from json_to_recordset(entries) as e (run_id uuid, parent_run_id uuid)
+        join unnest(fenced) as f on f.run_id = e.run_id
+        where busy is not null and e.parent_run_id = any (busy) and f.control is null
     ) as told;
     return answer;
 end

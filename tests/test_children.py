@@ -745,6 +745,42 @@ def test_an_end_waits_for_the_parents_row_without_holding_up_the_others(engine: 
         assert engine.wait_for_run(run.id, timeout=20).output == "went"
 
 
+def test_an_end_that_is_held_over_loses_no_step(engine: WorkflowEngine) -> None:
+    """Somebody holds the parent's row for so long that the child's worker dies before the end could be written."""
+    calls: list[str] = []
+
+    @workflow("working")
+    def working_child(step: Step) -> Steps[str]:
+        yield from step.run("work", calls.append, "called")
+        return "done"
+
+    @workflow("employer")
+    def employer(step: Step) -> Steps[str]:
+        return (yield from step.invoke_child_workflow("child", working_child))
+
+    engine.register_workflow(employer)
+    run = engine.start_workflow(employer)
+    idle(engine)
+    with HandWorker(engine.conninfo, ["working"]) as worker, psycopg.connect(engine.conninfo) as conn:
+        claimed = worker.claim_one()
+        execution = Execution(claimed, working_child, logging.getLogger("test"))
+        execution.work(None)
+        entry = execution.work(execution.next_call())
+        assert entry is not None
+        assert (entry.action, calls) == ("complete", ["called"])
+        conn.execute("select from pgworkflows.queue where run_id = %s for update", [run.id])
+        assert worker.write(entry) == [Answer(Verdict.LOCKED)]
+        [step] = engine.get_steps(claimed.run_id)
+        assert step.status is StepStatus.COMPLETED
+        assert engine.get_run(claimed.run_id).status is RunStatus.RUNNING
+        worker.die()
+        worker.take_over()
+    engine.register_workflow(working_child)
+    idle(engine)
+    assert engine.get_run(run.id).output == "done"
+    assert calls == ["called"]
+
+
 def test_a_child_that_ends_while_its_parent_is_in_hand_is_not_missed(engine: WorkflowEngine) -> None:
     """The parent was claimed before the end, and suspends after it."""
     run, child = begun(engine, parent)
