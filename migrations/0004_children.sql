@@ -353,6 +353,15 @@ begin
         end if;
         lanes := lanes || terms.queue;
     end loop;
+    -- A child that was cancelled and is retried here may be let go of by this very flush, which has read its control
+    -- before: it would delete the row of a run that is pending.
+    for i in 1 .. cardinality(fenced) loop
+        if fenced[i].control is not null then
+            entry := fenced[i];
+            select q.control into entry.control from pgworkflows.queue as q where q.run_id = entry.run_id;
+            fenced[i] := entry;
+        end if;
+    end loop;
     perform pgworkflows.wake_workers(lane, false) from (select distinct lane from unnest(lanes) as lane) as each;
     if cardinality(held_over) > 0 then
         return array(select f from unnest(fenced) as f where f.run_id <> all (held_over));

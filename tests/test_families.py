@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import random
 import threading
+from typing import Any
 
 import pytest
 from test_impossible import Trouble
 from waiting import until
-from working import rows, working
+from working import HandWorker, rows, working
 
 from pgworkflows import InvalidStatusError, RunStatus, Step, Steps, WorkflowEngine, current_step, heartbeat, workflow
+from pgworkflows.claims import ClaimedRun
+from pgworkflows.journal import Entry, Verdict
+from pgworkflows.runner import Execution
 
 AGAIN: list[str] = []
 
@@ -37,6 +42,53 @@ class FamilyTrouble(Trouble):
     def look_for_members(self) -> None:
         found = rows(self._engine.conninfo, "select id from pgworkflows.runs where status <> 'completed'")
         self._runs = [run_id for (run_id,) in found] or self._runs
+
+
+def first_entry(claimed: ClaimedRun, workflow: Any) -> Entry:
+    """What a worker writes first that has claimed the run."""
+    entry = Execution(claimed, workflow, logging.getLogger("test")).work(None)
+    assert entry is not None
+    return entry
+
+
+@pytest.mark.parametrize("parent_first", [True, False])
+def test_a_parent_may_have_a_child_retried_in_the_flush_in_which_a_worker_lets_go_of_that_child(
+    database_url: str, parent_first: bool
+) -> None:
+    """The child was cancelled with its parent while a worker had it. Once its parent is retried, so is the child."""
+
+    @workflow("child")
+    def child(step: Step) -> Steps[str]:
+        return (yield from step.wait_for("event", "go"))
+
+    @workflow("parent")
+    def parent(step: Step) -> Steps[str]:
+        return (yield from step.invoke_child_workflow("child", child))
+
+    with WorkflowEngine(database_url, workflows=[child, parent]) as engine:
+        run = engine.start_workflow(parent)
+        engine.worker().run_until_idle(timeout=30)
+        [begun] = engine.get_runs(workflow_id="child").items
+        engine.trigger_event(begun.id, "go", "went")
+        with HandWorker(database_url, ["child", "parent"]) as worker:
+            letting_go = first_entry(worker.claim_one(), child)
+            assert letting_go.action == "complete"
+            engine.cancel_workflow(run.id)
+            engine.retry_workflow(run.id)
+            invoking = first_entry(worker.claim_one(), parent)
+            assert invoking.child is not None
+            entries = [invoking, letting_go] if parent_first else [letting_go, invoking]
+            assert {answer.verdict for answer in worker.write(*entries)} == {Verdict.WRITTEN}
+        assert (
+            rows(
+                database_url,
+                "select 1 from pgworkflows.runs as r where r.status not in ('completed', 'failed', 'cancelled') "
+                "and not exists (select from pgworkflows.queue as q where q.run_id = r.id)",
+            )
+            == []
+        )
+        engine.worker().run_until_idle(timeout=30)
+        assert engine.get_run(run.id).output == "went"
 
 
 def test_families_come_to_their_end_whatever_happens_to_their_members(
