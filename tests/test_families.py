@@ -58,11 +58,11 @@ def test_a_parent_may_have_a_child_retried_in_the_flush_in_which_a_worker_lets_g
     """The child was cancelled with its parent while a worker had it. Once its parent is retried, so is the child."""
 
     @workflow("child")
-    def child(step: Step) -> Steps[str]:
+    def child(step: Step) -> Steps[Any]:
         return (yield from step.wait_for("event", "go"))
 
     @workflow("parent")
-    def parent(step: Step) -> Steps[str]:
+    def parent(step: Step) -> Steps[Any]:
         return (yield from step.invoke_child_workflow("child", child))
 
     with WorkflowEngine(database_url, workflows=[child, parent]) as engine:
