@@ -106,9 +106,9 @@ class Crew:
             self._holdings.worker_id,
             len(self._holdings.executions),
         )
-        self._scheduler.close()
+        self._scheduler.stop()
+        self._janitor.stop()
         self.dispatcher.close()
-        self._janitor.close()
         deadline = time.monotonic() + grace_s
         while self._holdings.executions and time.monotonic() < deadline and not hurried():
             self._holdings.bell.wait(0.05)
@@ -119,6 +119,8 @@ class Crew:
             execution.let_go()
         self._pool.close(0.2)
         self._scribe.close(max(5.0, deadline - time.monotonic()))
+        self._scheduler.close()
+        self._janitor.close()
         self._heartbeat.close()
         self._alarms.close()
         self._unregister()

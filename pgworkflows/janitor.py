@@ -29,8 +29,12 @@ class Janitor(threading.Thread):
         self._logger = logger
         self._closing = threading.Event()
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Begin no further batch."""
         self._closing.set()
+
+    def close(self) -> None:
+        self.stop()
         self.join(5.0)
 
     def run(self) -> None:

@@ -42,9 +42,13 @@ class Scheduler(threading.Thread):
         self._closing = threading.Event()
         self._told: set[DueSchedule] = set()
 
-    def close(self) -> None:
+    def stop(self) -> None:
+        """Fire nothing more after what it is at."""
         self._closing.set()
         self.bell.set()
+
+    def close(self) -> None:
+        self.stop()
         self.join(5.0)
 
     def run(self) -> None:
