@@ -7,7 +7,7 @@ import threading
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from pgworkflows.client import WorkflowClient, checked_ref
+from pgworkflows.client import WorkflowClient
 from pgworkflows.database import Pool
 from pgworkflows.declarations import declarations, literal_ids, options_of
 from pgworkflows.definition import Workflow, WorkflowRef
@@ -17,6 +17,7 @@ from pgworkflows.limits import checked_identifier
 from pgworkflows.plugins import Plugin
 from pgworkflows.registry import WorkflowRegistry
 from pgworkflows.schema import DEFAULT_SCHEMA
+from pgworkflows.starting import checked_ref
 from pgworkflows.worker import Worker
 
 

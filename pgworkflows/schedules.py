@@ -8,10 +8,10 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from pgworkflows.database import Executor
 from pgworkflows.definition import WorkflowRef
 from pgworkflows.errors import WorkflowNotFoundError
 from pgworkflows.limits import checked_identifier
+from pgworkflows.operations import Operations
 from pgworkflows.runs import WorkflowRun
 from pgworkflows.schema import statement
 from pgworkflows.starts import in_progress
@@ -45,10 +45,8 @@ _FIELDS = tuple(field.name for field in fields(Schedule))
 _TIMES = tuple(name for name in _FIELDS if name.endswith("_at"))
 
 
-class ScheduleOperations:
+class ScheduleOperations(Operations):
     """What a client can do with schedules; a workflow is named by itself, a reference or its id."""
-
-    schema: str
 
     def pause_schedule(self, workflow: WorkflowRef[Any, Any] | str, *, connection: Any = None) -> Schedule:
         """Let the ticks of a workflow's schedule pass without a run, until it is resumed. With `connection` in the
@@ -94,9 +92,6 @@ class ScheduleOperations:
 
     def _fetch_schedules(self, name: str, params: tuple[object, ...], connection: Any) -> list[tuple[Any, ...]]:
         return self._executor(connection).fetch(statement(name, self.schema), params)
-
-    def _executor(self, connection: Any) -> Executor:
-        raise NotImplementedError
 
     def _headers(self, workflow: WorkflowRef[Any, Any] | str) -> str | None:
         """What plugins send along with a start, as JSON text."""
