@@ -2,18 +2,19 @@
 #   make test ARGS="-k embedded -x -n 0"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench lock clean
+.PHONY: help demo test check format bench bench-soak bench-pinned lock clean
 
 ARGS ?=
 PYTHON ?=
+SECONDS ?= 600
 BIN := .venv/bin
 STAMP := .venv/installed
 CODE := $(wildcard pgworkflows tests examples bench)
 MIGRATIONS := $(wildcard migrations/*.sql)
 
 help: ## show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1|/' | \
-		while IFS='|' read -r name what; do printf '%-14s %s\n' "$$name" "$$what"; done
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | \
+		while IFS='|' read -r name what; do printf '%-20s %s\n' "$$name" "$$what"; done
 
 demo: $(STAMP) ## run the sign-up example end to end (ARGS=--serve keeps it up for a browser)
 	@$(BIN)/python -m examples.signup $(ARGS)
@@ -32,8 +33,14 @@ format: $(STAMP) ## put the code in shape, mending what ruff can mend
 	$(BIN)/ruff check --fix-only --quiet .
 	$(BIN)/ruff format .
 
-bench: $(STAMP) ## measure steps/s and latencies
+bench: $(STAMP) ## measure speed in under three minutes (ARGS="backlog waiting" for the heavy scenarios)
 	@$(BIN)/python -m bench $(ARGS)
+
+bench-soak: $(STAMP) ## measure a worker's memory over 100,000 runs
+	@$(BIN)/python -m bench soak $(ARGS)
+
+bench-pinned: $(STAMP) ## measure claims while another session keeps a snapshot for ten minutes (SECONDS=600)
+	@$(BIN)/python -m bench pinned --size $(SECONDS) $(ARGS)
 
 lock: ## pin the newest allowed development dependencies in requirements-dev.lock
 	@scripts/lock "$(or $(PYTHON),python3)"

@@ -1,7 +1,8 @@
 """`make bench`: what durability costs here, on an embedded server with fsync on, or on the server in `$BENCH_URL`.
 
-A table, then a JSON line for each scenario. Each is run several times on a fresh schema; the median is shown, and the
-spread. The last column sets steps against the server's own limit: single-row inserts by pgbench, measured in between.
+A table, with the targets beside the figures that have one, then a JSON line for each scenario and round. Each is
+measured in several rounds on a fresh schema; the median is shown, and the spread. The server's own limit, single-row
+inserts by pgbench, is measured in between.
 """
 
 from __future__ import annotations
@@ -9,43 +10,52 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psycopg
 
 from bench import scenarios
-from bench.scenarios import Figures
+from bench.catalogue import LIGHT, SCENARIOS
+from bench.figures import Figures, medians, table
 from bench.workflows import WORKFLOWS
 from pgworkflows import EmbeddedPostgres, WorkflowEngine
 
 DURABLE = {"fsync": "on", "full_page_writes": "on", "synchronous_commit": "on", "max_wal_size": "2GB"}
 LIMIT_CLIENTS = 16
+LIMIT_S = 4
+ROUNDS = 3
+WARM_UP_RUNS = 1000
 
 
 def main() -> None:
     options = arguments()
-    names = options.scenario or ["throughput", "latency", "event"]
+    names = options.scenario or LIGHT
     with server() as url:
-        seen: dict[str, list[Figures]] = {name: [] for name in [*names, "limit"]}
-        measure(url, "throughput", options.runs // 4)  # warm-up
-        for _ in range(options.rounds):
-            seen["limit"] += limit(url)
-            for name in names:
-                seen[name].append(measure(url, name, options.runs if name == "throughput" else options.singles))
-        show({name: medians(rounds) for name, rounds in seen.items() if rounds})
-        for name, rounds in seen.items():
-            for figures in rounds:
-                print(json.dumps({"scenario": name, **{key: round(value, 2) for key, value in figures.items()}}))
+        seen: dict[str, list[Figures]] = {name: [] for name in ["limit", *names]}
+        measure(url, "throughput", WARM_UP_RUNS)
+        for number in range(options.rounds or (ROUNDS if set(names) & set(LIGHT) else 1)):
+            wanted = [name for name in names if number == 0 or options.rounds or not SCENARIOS[name].heavy]
+            seen["limit"] += limit(url) if "throughput" in wanted else []
+            for name in wanted:
+                figures = measure(url, name, options.size or SCENARIOS[name].size)
+                if name == "throughput" and seen["limit"]:
+                    figures["steps_per_insert"] = figures["steps_per_s"] / seen["limit"][-1]["inserts_per_s"]
+                seen[name].append(figures)
+    spreads = {name: medians(rounds) for name, rounds in seen.items() if rounds}
+    print(*table(spreads, {name: SCENARIOS[name].targets for name in names}), sep="\n")
+    if "throughput" in names and not seen["limit"]:
+        print("\n(no pgbench here: the server's limit was not measured)")
+    for name, rounds in seen.items():
+        for figures in rounds:
+            print(json.dumps({"scenario": name, **{key: round(value, 2) for key, value in figures.items()}}))
 
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("scenario", nargs="*", choices=["throughput", "latency", "event", []], default=[])
-    parser.add_argument("--runs", type=int, default=4000, help="runs of the throughput scenario")
-    parser.add_argument("--singles", type=int, default=100, help="runs of the latency scenarios")
-    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("scenario", nargs="*", choices=[*SCENARIOS, []], default=[], help=f"else {' '.join(LIGHT)}")
+    parser.add_argument("--size", "--runs", type=int, help="how much of a scenario's work: runs, steps, rows, seconds")
+    parser.add_argument("--rounds", type=int, help=f"else {ROUNDS}, and one of the heavy scenarios")
     return parser.parse_args()
 
 
@@ -60,48 +70,21 @@ def server() -> Iterator[str]:
             yield embedded.url
 
 
-def measure(url: str, name: str, runs: int) -> Figures:
+def measure(url: str, name: str, size: int) -> Figures:
     """One round of one scenario, on a fresh schema."""
-    scenario: Callable[[WorkflowEngine, int], Figures] = {
-        "throughput": scenarios.throughput,
-        "latency": scenarios.latency,
-        "event": scenarios.event_latency,
-    }[name]
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute("drop schema if exists pgworkflows cascade")
     with WorkflowEngine(url, workflows=WORKFLOWS) as engine:
         engine.migrate()
-        return scenario(engine, runs)
+        return SCENARIOS[name].measure(engine, size)
 
 
 def limit(url: str) -> list[Figures]:
     """The server's limit, where pgbench is installed."""
     try:
-        return [scenarios.limit(url, LIMIT_CLIENTS, seconds=4)]
+        return [scenarios.limit(url, LIMIT_CLIENTS, LIMIT_S)]
     except FileNotFoundError:
         return []
-
-
-def medians(rounds: list[Figures]) -> dict[str, tuple[float, float, float]]:
-    """The median, the lowest and the highest of each figure."""
-    return {
-        name: (statistics.median(values), min(values), max(values))
-        for name in rounds[0]
-        if (values := [figures[name] for figures in rounds])
-    }
-
-
-def show(figures: dict[str, dict[str, tuple[float, float, float]]]) -> None:
-    """The table."""
-    print(f"{'scenario':<12}{'figure':<16}{'median':>10}   lowest … highest")
-    for scenario, named in figures.items():
-        for name, (median, lowest, highest) in named.items():
-            print(f"{scenario:<12}{name:<16}{median:>10.1f}   {lowest:.1f} … {highest:.1f}")
-    if "limit" in figures and "throughput" in figures:
-        ratio = figures["throughput"]["steps_per_s"][0] / figures["limit"]["inserts_per_s"][0]
-        print(f"\nsteps/s are {ratio:.2f} × pgbench's single-row inserts/s with {LIMIT_CLIENTS} clients")
-    elif "limit" not in figures:
-        print("\n(no pgbench here: the server's limit was not measured)")
 
 
 if __name__ == "__main__":

@@ -1,23 +1,19 @@
-"""The scenarios: each takes an engine on a fresh schema and gives its figures by name."""
+"""How fast runs are: many at once, one at a time, and what the server can do at most."""
 
 from __future__ import annotations
 
 import subprocess
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from uuid import UUID
 
 import psycopg
 
+from bench.figures import Figures, quantiles
+from bench.work import count_unfinished, until, watching, working
 from bench.workflows import event, five, one
 from pgworkflows import WorkflowEngine
 from pgworkflows.embedded.binaries import find_binaries
-
-Figures = dict[str, float]
 
 
 def throughput(engine: WorkflowEngine, runs: int) -> Figures:
@@ -62,57 +58,6 @@ def event_latency(engine: WorkflowEngine, runs: int) -> Figures:
             until(status, run.id, "completed")
             seen.append(time.perf_counter() - began)
     return quantiles(seen)
-
-
-def count_unfinished(engine: WorkflowEngine) -> int:
-    """How many runs are still in the queue."""
-    with psycopg.connect(engine.conninfo) as conn:
-        row = conn.execute("select count(*) from pgworkflows.queue").fetchone()
-    assert row is not None
-    return int(row[0])
-
-
-@contextmanager
-def working(engine: WorkflowEngine) -> Iterator[None]:
-    """A worker in a thread of this process, settled down before the work begins."""
-    worker = engine.worker()
-    thread = threading.Thread(target=worker.run_forever, daemon=True)
-    thread.start()
-    engine.wait_for_run(engine.start_workflow(one).id, timeout=30)
-    time.sleep(0.5)
-    try:
-        yield
-    finally:
-        worker.stop()
-        thread.join()
-
-
-@contextmanager
-def watching(engine: WorkflowEngine) -> Iterator[Callable[[UUID], str]]:
-    """A look at a run's status over one open connection."""
-    with psycopg.connect(engine.conninfo, autocommit=True) as conn:
-
-        def status(run_id: UUID) -> str:
-            row = conn.execute("select status from pgworkflows.runs where id = %s", (run_id,)).fetchone()
-            assert row is not None
-            return str(row[0])
-
-        yield status
-
-
-def until(status: Callable[[UUID], str], run_id: UUID, wanted: str) -> None:
-    """Look every millisecond until the run has the status."""
-    while status(run_id) != wanted:
-        time.sleep(0.001)
-
-
-def quantiles(seen: list[float]) -> Figures:
-    """The median and the 95th percentile, in milliseconds."""
-    ordered = sorted(seen)
-    return {
-        "p50_ms": ordered[len(ordered) // 2] * 1000,
-        "p95_ms": ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))] * 1000,
-    }
 
 
 def limit(url: str, clients: int, seconds: int) -> Figures:

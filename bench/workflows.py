@@ -33,4 +33,27 @@ def event(step: Step) -> Any:
     return (yield step.wait_for("go", "go"))
 
 
-WORKFLOWS = (five, one, event)
+@workflow("nap")
+def nap(step: Step, milliseconds: int) -> Any:
+    """A timer."""
+    yield step.delay("nap", f"{milliseconds}ms")
+    return {"done": True}
+
+
+@workflow("many")
+def many(step: Step, steps: int) -> Any:
+    """As many steps as the input says."""
+    for number in range(steps):
+        yield step.run(f"s{number}", noop)
+    return {"done": True}
+
+
+@workflow("story")
+def story(step: Step, steps: int) -> Any:
+    """As many steps as the input says, and then a wait for an event."""
+    for number in range(steps):
+        yield step.run(f"s{number}", noop)
+    return (yield step.wait_for("go", "go"))
+
+
+WORKFLOWS = (five, one, event, nap, many, story)
