@@ -172,7 +172,7 @@ def fill_history(engine: WorkflowEngine, steps: int) -> UUID:
             insert into pgworkflows.steps (
                 run_id, position, step_id, kind, status, output, attempts, started_at, completed_at
             )
-            select id, n, 's' || n, 'run', 'completed', '{"ok": true}', 1, now(), now()
+            select id, n, 's' || n, 'run', 'completed', '{"ok":true}', 1, now(), now()
             from run, generate_series(0, %(steps)s - 1) as n
         ), wait as (
             insert into pgworkflows.steps (run_id, position, step_id, kind, status, started_at, event_name)
