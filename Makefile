@@ -2,7 +2,7 @@
 #   make test ARGS="-k embedded -x -n 0"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-soak bench-pinned lock clean
+.PHONY: help demo test check format bench bench-soak bench-pinned bench-peers lock clean
 
 ARGS ?=
 PYTHON ?=
@@ -42,11 +42,14 @@ bench-soak: $(STAMP) ## measure a worker's memory over 100,000 runs
 bench-pinned: $(STAMP) ## measure claims while another session keeps a snapshot for ten minutes (SECONDS=600)
 	@$(BIN)/python -m bench pinned --size $(SECONDS) $(ARGS)
 
+bench-peers: $(STAMP) ## measure the same work through other systems too (five minutes; ARGS=--quick: one)
+	@$(BIN)/python -m bench.peers $(ARGS)
+
 lock: ## pin the newest allowed development dependencies in requirements-dev.lock
 	@scripts/lock "$(or $(PYTHON),python3)"
 
 clean: ## remove the environment, caches and builds (never a data directory)
-	rm -rf .venv build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-peers bench/peers/node_modules build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml requirements-dev.lock scripts/environment
