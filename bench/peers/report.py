@@ -66,7 +66,7 @@ def page(measured: Measured) -> str:
             BEGIN,
             "",
             f"Written by `make bench-peers`. Medians of {measured.rounds} rounds; of a latency its median and its 95th",
-            f"percentile; of the long run the first and the last {END_OF_LONG_RUN} of its {LONG_STEPS} steps.",
+            f"percentile, of the long run the first and the last {END_OF_LONG_RUN} of its {LONG_STEPS:,} steps.",
             "",
             "| system | starts/s | steps/s | start → done, ms | event → done, ms | ms per step |",
             "|---|---:|---:|---:|---:|---:|",
