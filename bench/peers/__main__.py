@@ -21,10 +21,10 @@ from psycopg import sql
 
 from bench import scenarios
 from bench.__main__ import DURABLE
+from bench.figures import Figures
 from bench.peers import report
 from bench.peers.environments import ROOT, NotInstalledError
 from bench.peers.report import LIMITS, Measured
-from bench.peers.script import Figures
 from bench.peers.systems import OURS, PEERS, SCENARIOS, System
 from pgworkflows import EmbeddedPostgres
 from pgworkflows.embedded.binaries import find_binaries

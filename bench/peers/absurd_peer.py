@@ -17,7 +17,8 @@ from uuid import uuid4
 
 from absurd_sdk import Absurd
 
-from bench.peers.script import Figures, Watch, answer, database_url, pace, quantiles, rates, setting
+from bench.figures import Figures, quantiles
+from bench.peers.script import Watch, answer, database_url, pace, rates, setting
 
 QUEUE = "default"
 UNFINISHED = "select count(*) from absurd.t_default where state <> 'completed'"

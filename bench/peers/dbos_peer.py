@@ -12,7 +12,8 @@ from typing import Any
 
 from dbos import DBOS
 
-from bench.peers.script import Figures, Watch, answer, database_url, pace, quantiles, rates, setting
+from bench.figures import Figures, quantiles
+from bench.peers.script import Watch, answer, database_url, pace, rates, setting
 
 QUEUE = "bench"
 UNFINISHED = "select count(*) from dbos.workflow_status where status <> 'SUCCESS'"

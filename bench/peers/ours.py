@@ -6,7 +6,8 @@ import time
 from typing import Any
 
 from bench import scenarios
-from bench.peers.script import Figures, answer, database_url, pace
+from bench.figures import Figures
+from bench.peers.script import answer, database_url, pace
 from bench.workflows import WORKFLOWS, noop, one
 from pgworkflows import Step, WorkflowEngine, workflow
 

@@ -12,8 +12,9 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 
+from bench.figures import Figures
 from bench.peers.environments import ROOT, version_of
-from bench.peers.script import END_OF_LONG_RUN, Figures
+from bench.peers.script import END_OF_LONG_RUN
 from bench.peers.systems import LONG_STEPS, OURS, SCENARIOS, System
 
 PAGE = ROOT / "docs" / "benchmarks.md"

@@ -15,7 +15,7 @@ from typing import Any, LiteralString, NoReturn
 
 import psycopg
 
-Figures = dict[str, float]
+from bench.figures import Figures
 
 # How many steps at each end of a long run are averaged.
 END_OF_LONG_RUN = 100
@@ -61,15 +61,6 @@ def rates(runs: int, starting_s: float, draining_s: float) -> Figures:
         "start_per_s": runs / starting_s,
         "runs_per_s": runs / draining_s,
         "steps_per_s": 5 * runs / draining_s,
-    }
-
-
-def quantiles(seen_s: list[float]) -> Figures:
-    """The median and the 95th percentile, in milliseconds."""
-    ordered = sorted(seen_s)
-    return {
-        "p50_ms": ordered[len(ordered) // 2] * 1000,
-        "p95_ms": ordered[min(len(ordered) - 1, int(len(ordered) * 0.95))] * 1000,
     }
 
 
