@@ -90,15 +90,18 @@ class Pool:
 
     def _run(self) -> None:
         try:
-            while (execution := self._ready.get()) is not None:
-                self._take(execution)
+            while self._take(self._ready.get()):
+                pass
         except ThreadLost:
             pass
         finally:
             with self._lock:
                 self._threads.discard(threading.current_thread())
 
-    def _take(self, execution: Execution) -> None:
+    def _take(self, execution: Execution | None) -> bool:
+        """Work on an execution, and do not hold on to it while waiting for the next: its history may be long."""
+        if execution is None:
+            return False
         with self._lock:
             self._busy += 1
         try:
@@ -107,6 +110,7 @@ class Pool:
             with self._lock:
                 self._busy -= 1
                 self._turns += 1
+        return True
 
 
 class ThreadLost(Exception):

@@ -97,13 +97,11 @@ class Scribe(threading.Thread):
     def run(self) -> None:
         backoff = Backoff(self._logger, "writing the outcomes of steps")
         while not self._give_up.is_set():
-            batch = self._gather()
-            if batch:
-                self._write(batch, backoff)
-            elif self._closing and not self._held_over:
+            if self._write(self._gather(), backoff) or not self._closing:
+                continue
+            if not self._held_over:
                 break
-            elif self._closing:
-                self._give_up.wait(self._held_over.rest_s())
+            self._give_up.wait(self._held_over.rest_s())
         self._conn.close()
 
     def _gather(self) -> list[Pending]:
@@ -123,12 +121,15 @@ class Scribe(threading.Thread):
                 batch.append(item)
         return batch
 
-    def _write(self, batch: list[Pending], backoff: Backoff) -> None:
+    def _write(self, batch: list[Pending], backoff: Backoff) -> bool:
+        """Write a batch, and hold on to nothing of it; whether there was anything."""
+        if not batch:
+            return False
         while not self._give_up.is_set():
             worker_id = self._holdings.worker_id
             batch = [pending for pending in batch if self._wanted(*pending)]
             if not batch:
-                return
+                break
             try:
                 answers = write(self._conn, worker_id, [entry for _, entry in batch])
             except Exception as error:  # whatever it is, what is in the batch must be written
@@ -141,7 +142,8 @@ class Scribe(threading.Thread):
                 else:
                     self._held_over.settle(entry)
                     self._answered(execution, entry, answer)
-            return
+            break
+        return True
 
     def _wanted(self, execution: Execution, entry: Entry) -> bool:
         """Whether the run is still this worker's, for all it knows; if not, nobody needs to ask the server."""

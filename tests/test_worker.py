@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import signal
 import threading
@@ -1063,3 +1064,17 @@ class TestHeartbeats:
         assert holdings.executions == {}
         holdings.die(uuid4(), logging.getLogger("test"))
         assert holdings.worker_id != former
+
+
+def test_an_idle_worker_keeps_nothing_of_the_runs_it_had(engine: WorkflowEngine) -> None:
+    """Their histories may be long, and its threads are many."""
+    engine.register_workflow(quick)
+    with working(engine):
+        for number in range(40):
+            engine.wait_for_run(engine.start_workflow(quick, number).id, timeout=20)
+
+        def kept() -> int:
+            gc.collect()
+            return sum(type(each) is Execution for each in gc.get_objects())
+
+        until(lambda: kept() == 0, "the executions are let go of")
