@@ -321,66 +321,6 @@ comment on function pgworkflows.try_start_workflows(
 ) is
     'Start a run for each {input, key} of items, or none: then the one answer says which run is in the way.';
 
-create or replace function pgworkflows.try_retry_workflow(run_id uuid, resource_id text, borrowed boolean)
-returns pgworkflows.outcome
-language plpgsql volatile
-set search_path = pg_catalog, pg_temp
-as $function$
-#variable_conflict use_column
-declare
-    locked pgworkflows.locked_run;
-    place pgworkflows.queue;
-    run pgworkflows.runs;
-    other pgworkflows.runs;
-    moment timestamptz := clock_timestamp();
-begin
-    locked := pgworkflows.lock_run(try_retry_workflow.run_id, try_retry_workflow.resource_id);
-    place := locked.place;
-    run := locked.run;
-    if run.id is null then
-        return ('not_found', null)::pgworkflows.outcome;
-    end if;
-    -- A finished run has no queue row to lock: two retries at once meet here.
-    select * into run from pgworkflows.runs as r where r.id = run.id for no key update;
-    if run.status not in ('failed', 'cancelled') then
-        return ('invalid_status', run)::pgworkflows.outcome;
-    end if;
-    begin
-        update pgworkflows.runs as r
-        set status = 'pending', retry_count = 0, completed_at = null, scheduled_at = null,
-            timeout_at = pgworkflows.timeout_from(moment, r.timeout), updated_at = moment
-        where r.id = run.id;
-    exception when unique_violation then
-        select * into other from pgworkflows.runs as r where r.singleton_key = run.workflow_id;
-        if not found then
-            raise exception 'retry_workflow lost a race for workflow %', run.workflow_id
-                using errcode = 'serialization_failure', hint = 'Call it again.';
-        end if;
-        return ('in_progress', other)::pgworkflows.outcome;
-    end;
-    -- The failure is taken back and what was cancelled stands again; a wait's deadline never moves.
-    perform pgworkflows.take_back_failures(array[run.id]);
-    update pgworkflows.steps as s
-    set status = case when s.kind = 'run' then 'retrying' else 'waiting' end,
-        prior_attempts = case when s.kind = 'run' then s.attempts else s.prior_attempts end,
-        wake_at = case when s.kind = 'run' then null else s.wake_at end,
-        completed_at = null
-    where s.run_id = run.id and s.status = 'cancelled';
-    update pgworkflows.runs as r set error = null where r.id = run.id returning * into run;
-    if place.run_id is null then
-        insert into pgworkflows.queue (run_id, workflow_id, queue, rank, ready_at, timeout_at)
-        values (
-            run.id, run.workflow_id, run.queue, moment - run.priority * interval '1 second', moment, run.timeout_at
-        );
-        perform pgworkflows.wake_workers(run.queue, borrowed);
-    else
-        -- Cancelled while claimed: its worker lets go of it first.
-        update pgworkflows.queue as q set control = 'retry', timeout_at = run.timeout_at where q.run_id = run.id;
-    end if;
-    return ('retried', run)::pgworkflows.outcome;
-end
-$function$;
-
 create or replace function pgworkflows.unwrap(answer pgworkflows.outcome, run_id uuid, rule text default null)
 returns pgworkflows.runs
 language plpgsql immutable
@@ -516,31 +456,6 @@ comment on function pgworkflows.start_workflow(
 comment on function pgworkflows.retry_workflow(uuid, text) is
     'Let a failed or cancelled run go on from its last completed step. Raises PW001 (not found), PW002 (another status) or '
     'PW004 (a singleton workflow has another unfinished run).';
-
-create or replace function pgworkflows.declare_workflows(declarations json) returns void
-language sql volatile
-set search_path = pg_catalog, pg_temp
-as $function$
-    insert into pgworkflows.workflows as w (
-        id, queue, priority, retries, timeout, singleton, retention, steps, step_ids
-    )
-    select d.id, d.queue, d.priority, d.retries, d.timeout, coalesce(d.singleton, false), d.retention, d.steps,
-        array(select json_array_elements_text(d.step_ids))
-    from json_to_recordset(declarations) as d (
-        id text, queue text, priority integer, retries integer, timeout interval, singleton boolean,
-        retention interval, steps json, step_ids json
-    )
-    order by d.id
-    on conflict (id) do update
-    set queue = excluded.queue, priority = excluded.priority, retries = excluded.retries, timeout = excluded.timeout,
-        singleton = excluded.singleton, retention = excluded.retention, steps = excluded.steps,
-        step_ids = excluded.step_ids, declared_at = clock_timestamp()
-    where (w.queue, w.priority, w.retries, w.timeout, w.singleton, w.retention, w.steps::text)
-        is distinct from (
-            excluded.queue, excluded.priority, excluded.retries, excluded.timeout, excluded.singleton,
-            excluded.retention, excluded.steps::text
-        )
-$function$;
 
 create function pgworkflows.serve_workflows(worker_id uuid, queues text[], declarations json) returns void
 language plpgsql volatile
