@@ -47,13 +47,17 @@ class ClaimedRun:
 @dataclass(frozen=True, slots=True)
 class Claim:
     """The answer to a claim. `due_in_s` is the time until the next row becomes due, in seconds; `suspects` says that
-    runs wait that have to be claimed alone; `held`, to a worker without runs, that others have locked what is ready."""
+    runs wait that have to be claimed alone; `held`, to a worker without runs, that others have locked what is
+    ready. `looked_s` is how long the server looked for them; `mark`, after a slow look everywhere, from where the next
+    claims may look."""
 
     alive: bool
     runs: tuple[ClaimedRun, ...] = ()
     due_in_s: float | None = None
     suspects: bool = False
     held: bool = False
+    looked_s: float = 0.0
+    mark: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,9 +135,12 @@ def claim(
     *,
     alone: bool,
     awake: bool,
+    since: str | None = None,
 ) -> Claim:
-    """Claim up to `capacity` ready runs. `alone`: this worker holds nothing; `awake`: take back that it sleeps."""
-    answer = json.loads(conn.fetch("claim", (str(worker_id), list(queues), list(workflows), capacity, alone, awake)))
+    """Claim up to `capacity` ready runs. `alone`: this worker holds nothing; `awake`: take back that it sleeps;
+    `since`: look only from this mark on."""
+    params = (str(worker_id), list(queues), list(workflows), capacity, alone, awake, since)
+    answer = json.loads(conn.fetch("claim", params))
     if not answer["alive"]:
         return Claim(alive=False)
     now = datetime.fromisoformat(answer["now"])
@@ -144,6 +151,8 @@ def claim(
         due_in_s=None if due is None else (due - now).total_seconds(),
         suspects=answer["suspects"],
         held=answer["held"],
+        looked_s=answer["looked_s"],
+        mark=answer["mark"],
     )
 
 

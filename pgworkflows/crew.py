@@ -24,6 +24,7 @@ from pgworkflows.holdings import Holdings
 from pgworkflows.janitor import Janitor
 from pgworkflows.journal import Answer, Entry, Verdict, without_results
 from pgworkflows.listener import Listener
+from pgworkflows.low_water import LowWater
 from pgworkflows.plugins import ExecutionOutcome
 from pgworkflows.pool import Pool, ThreadLost
 from pgworkflows.runner import Execution
@@ -60,9 +61,10 @@ class Crew:
         name = "pgworkflows"
         self._holdings = Holdings()
         self._pool = Pool(threads, self._work, name)
+        low_water = LowWater()
         self._alarms = Alarms(name)
         self._ear = Ear(Listener(self._conninfo, self._schema), self._holdings, self._logger, name)
-        self._heartbeat = Heartbeat(self._connection(), self._holdings, self._logger, name)
+        self._heartbeat = Heartbeat(self._connection(), self._holdings, low_water, self._logger, name)
         self._scribe = Scribe(self._connection(), self._holdings, self._answered, self._logger, name)
         self._scheduler = Scheduler(self._connection(), self._holdings, lanes, self._logger, name)
         retained = partial(_anything_retained, engine.retention, lanes)
@@ -72,6 +74,7 @@ class Crew:
             self._claims,
             self._holdings,
             self._pool,
+            low_water,
             lanes=lanes,
             served=self._scheduler.bell.set,
             accept=self._accept,

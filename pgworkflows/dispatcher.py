@@ -20,6 +20,7 @@ from pgworkflows.database import Refused
 from pgworkflows.declarations import declarations
 from pgworkflows.definition import Workflow
 from pgworkflows.holdings import Holdings
+from pgworkflows.low_water import LowWater
 from pgworkflows.pool import Pool
 
 QUIET_S = 0.03
@@ -82,6 +83,7 @@ class Dispatcher(threading.Thread):
         conn: WorkerConnection,
         holdings: Holdings,
         pool: Pool,
+        low_water: LowWater,
         *,
         lanes: Callable[[], Lanes],
         served: Callable[[], None],
@@ -113,6 +115,7 @@ class Dispatcher(threading.Thread):
         self._announced: tuple[str, ...] = ()
         self._pace = Pace(pool)
         self._most = max_runs
+        self._low_water = low_water
         self._due_at = 0.0
         self._look_s = FIRST_LOOK_S
         self._worked_at = 0.0
@@ -147,6 +150,7 @@ class Dispatcher(threading.Thread):
             declared = declarations(lanes.workflows.values(), self._retention)
             claims.serve_workflows(self._conn, self._holdings.worker_id, lanes.queues, declared)
             self._served = lanes
+            self._low_water.forget()
             self._on_served()
         if self._in_doubt or time.monotonic() - self._recounted_at > RECOUNT_EVERY_S:
             self._recounted_at = time.monotonic()
@@ -208,6 +212,7 @@ class Dispatcher(threading.Thread):
 
     def _claim(self, lanes: Lanes, worker_id: UUID, capacity: int, empty_handed: bool) -> Claim:
         waking = bool(self._announced) and self._worked_at > self._announced_at
+        since = self._low_water.since(time.monotonic())
         try:
             claim = claims.claim(
                 self._conn,
@@ -217,11 +222,13 @@ class Dispatcher(threading.Thread):
                 capacity,
                 alone=empty_handed and capacity > 0,
                 awake=waking,
+                since=since,
             )
         except Refused:
             # The histories of so many runs may be too long for one answer.
             self._most = max(1, capacity // 2)
             raise
+        self._low_water.looked(since, claim, time.monotonic())
         if waking:
             self._announced = ()
         due_s = self._poll_interval_s if claim.due_in_s is None else max(HELD_S, claim.due_in_s)

@@ -10,6 +10,7 @@ from pgworkflows import claims
 from pgworkflows.backoff import Backoff
 from pgworkflows.claims import WorkerConnection
 from pgworkflows.holdings import Holdings
+from pgworkflows.low_water import LowWater
 from pgworkflows.peers import PeerWatch
 
 HEARTBEAT_S = 0.5
@@ -20,10 +21,13 @@ class Heartbeat(threading.Thread):
     """Owns a connection of its own, so that no flush and no claim delays it. Blocks in statements of a few
     milliseconds and between beats; ends when it is closed."""
 
-    def __init__(self, conn: WorkerConnection, holdings: Holdings, logger: logging.Logger, name: str) -> None:
+    def __init__(
+        self, conn: WorkerConnection, holdings: Holdings, low_water: LowWater, logger: logging.Logger, name: str
+    ) -> None:
         super().__init__(name=f"{name}-heartbeat", daemon=True)
         self._conn = conn
         self._holdings = holdings
+        self._low_water = low_water
         self._logger = logger
         self._watch = PeerWatch()
         self._closing = threading.Event()
@@ -79,4 +83,5 @@ class Heartbeat(threading.Thread):
             orphans = claims.take_over(self._conn)
             if orphans:
                 self._logger.warning("pgworkflows: runs of dead workers go on elsewhere: %d", orphans)
+                self._low_water.forget()
                 self._holdings.bell.set()

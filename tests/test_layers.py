@@ -68,6 +68,7 @@ FLOORS: Mapping[str, set[str]] = {
         "journal",
         "operations",
         "peers",
+        "low_water",
         "pruning",
         "reading",
         "runner",

@@ -1,0 +1,342 @@
+-- oldest code: 5
+-- squawk-ignore-file require-concurrent-index-creation, ban-drop-function
+-- A long transaction elsewhere keeps every dead index entry of the queue. Claims then begin to look above a mark, below
+-- which nothing is left; a full look from time to time finds what came there late.
+
+-- A heartbeat asks for the controls of its worker's runs: without walking over all that the worker ever had.
+create index queue_controls on pgworkflows.queue (worker_id) where control is not null;
+
+create function pgworkflows.low_water(queues text[], workflows text[]) returns timestamptz
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set jit = off
+as $function$
+#variable_conflict use_column
+declare
+    head_start interval;
+begin
+    -- The largest head start in use: that of the workflows, and of the latest starts.
+    select max(p.priority) * interval '1 second' into head_start
+    from (
+        select 0 as priority
+        union all
+        select w.priority from pgworkflows.workflows as w
+        union all
+        (select r.priority from pgworkflows.runs as r order by r.id desc limit 1000)
+    ) as p;
+    return (
+        select least(
+            -- What commits within five seconds after it was made ready is above the mark.
+            clock_timestamp() - interval '5 seconds' - head_start,
+            (
+                select min(ready.rank)
+                from unnest(queues) as lane (queue)
+                cross join unnest(workflows) as known (workflow_id)
+                cross join lateral (
+                    select q.rank
+                    from pgworkflows.queue as q
+                    where q.status = 'pending' and q.wake_at is null
+                        and q.queue = lane.queue and q.workflow_id = known.workflow_id
+                    order by q.rank
+                    limit 1
+                ) as ready
+            ),
+            (select q.wake_at from pgworkflows.queue as q where q.wake_at is not null order by q.wake_at limit 1)
+                - interval '1 us',
+            (select q.timeout_at from pgworkflows.queue as q where q.timeout_at is not null order by q.timeout_at limit 1)
+                - interval '1 us'
+        )
+    );
+end
+$function$;
+comment on function pgworkflows.low_water(text[], text[]) is
+    'The rank and the time below which nothing in these lanes is ready or due, but for what commits late.';
+
+drop function pgworkflows.claim(uuid, text[], text[], integer, boolean, boolean);
+drop function pgworkflows.wake_due();
+
+create function pgworkflows.wake_due(since timestamptz) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set jit = off
+as $function$
+#variable_conflict use_column
+declare
+    late uuid[];
+    lanes text[];
+    related record;
+    family uuid[];
+    families uuid[] := '{}';
+begin
+    -- Runs out of time, in whatever unfinished status. A claimed one is deleted by its worker's next write.
+    if exists (select from pgworkflows.queue as q where q.timeout_at > since and q.timeout_at <= now()) then
+        select array_agg(due.run_id) into late
+        from (
+            select q.run_id from pgworkflows.queue as q
+            where q.timeout_at > since and q.timeout_at <= now()
+            order by q.timeout_at
+            limit 1000
+            for no key update skip locked
+        ) as due;
+        -- Their parents are told and their children are cancelled. A run of whose family somebody holds a row is left for
+        -- the next time.
+        for related in
+            select r.id, r.parent_run_id
+            from pgworkflows.runs as r
+            where r.id = any (late) and (
+                r.parent_run_id is not null
+                or exists (select from pgworkflows.runs as c where c.parent_run_id = r.id)
+            )
+        loop
+            family := pgworkflows.lock_family(related.id, false);
+            if family is null
+                or (
+                    related.parent_run_id is not null
+                    and pgworkflows.lock_parents(array[related.parent_run_id]) is not null
+                )
+            then
+                late := array_remove(late, related.id);
+            else
+                families := families || family;
+            end if;
+        end loop;
+        families := array(select unnest(families) except select unnest(late));
+        -- A second statement sees the rows as they were locked. In the first one's snapshot a row may have had another
+        -- status: its run would have failed while its row went on.
+        with told as (
+            update pgworkflows.queue as q set control = 'cancel', timeout_at = null
+            where q.run_id = any (late) and q.status = 'running'
+        )
+        delete from pgworkflows.queue as q where q.run_id = any (late) and q.status <> 'running';
+        update pgworkflows.runs as r
+        set status = 'failed',
+            error = json_build_object(
+                'type', 'WorkflowTimeoutError',
+                'message', format('run %s was not finished within its timeout of %s', r.id, r.timeout),
+                'traceback', null,
+                'step_id', null
+            ),
+            current_step_id = pgworkflows.last_step(r.id),
+            completed_at = now(),
+            updated_at = now()
+        where r.id = any (late);
+        perform pgworkflows.end_waits(late);
+        if cardinality(families) > 0 then
+            perform pgworkflows.cancel_family(families);
+        end if;
+        perform pgworkflows.tell_parents(late, false);
+    end if;
+    -- Timers, timeouts of waits, polls, retries and delayed starts.
+    if exists (select from pgworkflows.queue as q where q.wake_at > since and q.wake_at <= now()) then
+        with due as (
+            select q.run_id from pgworkflows.queue as q
+            where q.wake_at > since and q.wake_at <= now()
+            order by q.wake_at
+            limit 1000
+            for no key update skip locked
+        ), woken as (
+            update pgworkflows.queue as q
+            set status = 'pending',
+                rank = q.wake_at + (q.rank - q.ready_at),
+                ready_at = q.wake_at,
+                wake_at = null,
+                wait_kind = null,
+                wait_event = null
+            from due
+            where q.run_id = due.run_id
+            returning q.run_id, q.queue
+        ), shown as (
+            update pgworkflows.runs as r set status = 'pending', updated_at = now()
+            from woken where r.id = woken.run_id and r.status <> 'pending'
+        )
+        select array_agg(distinct woken.queue) into lanes from woken;
+        perform pgworkflows.wake_workers(lane, false) from unnest(lanes) as lane;
+    end if;
+end
+$function$;
+comment on function pgworkflows.wake_due(timestamptz) is
+    'Make the rows ready whose time has come since then, and fail the runs that are out of time.';
+
+create function pgworkflows.claim(
+    worker_id uuid,
+    queues text[],
+    workflows text[],
+    capacity integer,
+    alone boolean,
+    awake boolean,
+    since timestamptz default null
+) returns json
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+set enable_seqscan = off
+set enable_bitmapscan = off
+set enable_mergejoin = off
+set enable_hashjoin = off
+set jit = off
+as $function$
+#variable_conflict use_column
+declare
+    began constant timestamptz := clock_timestamp();
+    everywhere constant boolean := since is null;
+    claimed uuid[];
+    number bigint;
+    suspects boolean;
+    looked interval;
+    mark timestamptz;
+    answer json;
+begin
+    since := coalesce(since, '-infinity');
+    if not exists (select from pgworkflows.workers as w where w.id = claim.worker_id) then
+        return json_build_object('alive', false);
+    end if;
+    if awake then
+        delete from pgworkflows.sleepers as s where s.worker_id = claim.worker_id;
+    end if;
+    perform pgworkflows.wake_due(since);
+    number := nextval('pgworkflows.claims');
+    perform from pgworkflows.queue as q
+    where q.interruptions >= 3 and q.status = 'pending' and q.wake_at is null
+        and q.queue = any (queues) and q.workflow_id = any (workflows)
+    limit 1
+    for no key update skip locked;
+    suspects := found;
+    if not suspects then
+        -- One ordered look into the index per lane and workflow: "= any" would sort the whole backlog.
+        with candidate as materialized (
+            select found.run_id
+            from unnest(queues) as lane (queue)
+            cross join unnest(workflows) as known (workflow_id)
+            cross join lateral (
+                select q.run_id, q.rank
+                from pgworkflows.queue as q
+                where q.status = 'pending' and q.wake_at is null
+                    and q.queue = lane.queue and q.workflow_id = known.workflow_id
+                    and q.rank >= since and q.interruptions < 3
+                order by q.rank
+                limit capacity
+                for no key update skip locked
+            ) as found
+            order by found.rank
+            limit capacity
+        )
+        select array_agg(c.run_id) into claimed from candidate as c;
+    elsif alone then
+        -- A run that may have killed its workers is claimed alone, so that no innocent neighbour is blamed.
+        with suspect as materialized (
+            select q.run_id
+            from pgworkflows.queue as q
+            where q.interruptions >= 3 and q.status = 'pending' and q.wake_at is null
+                and q.queue = any (queues) and q.workflow_id = any (workflows)
+            limit 1
+            for no key update skip locked
+        )
+        select array_agg(s.run_id) into claimed from suspect as s;
+    end if;
+    looked := clock_timestamp() - began;
+    if claimed is not null then
+        update pgworkflows.queue as q
+        set status = 'running', claim_id = number, worker_id = claim.worker_id, wait_kind = null, wait_event = null
+        where q.run_id = any (claimed);
+        update pgworkflows.runs as r
+        set status = 'running', started_at = coalesce(r.started_at, now()), updated_at = now()
+        where r.id = any (claimed);
+    end if;
+    if everywhere and looked > interval '2 ms' + coalesce(cardinality(claimed), 0) * interval '0.02 ms' then
+        mark := pgworkflows.low_water(queues, workflows);
+    end if;
+    -- The history is read by a second statement: its snapshot is later than the locks, so it sees every checkpoint.
+    select json_build_object(
+        'alive', true,
+        'now', clock_timestamp(),
+        'claim_id', number,
+        'suspects', suspects,
+        'looked_s', extract(epoch from looked),
+        'mark', mark,
+        -- What is ready and was not claimed is locked: by another worker's claim, or in a client's transaction.
+        'held', alone and claimed is null and (
+            exists (
+                select from unnest(queues) as lane (queue)
+                cross join unnest(workflows) as known (workflow_id)
+                cross join lateral (
+                    select from pgworkflows.queue as q
+                    where q.status = 'pending' and q.wake_at is null
+                        and q.queue = lane.queue and q.workflow_id = known.workflow_id
+                        and q.rank >= since
+                    limit 1
+                ) as ready
+            )
+            or exists (
+                select from pgworkflows.queue as q
+                where q.wake_at > since and q.wake_at <= now() and q.queue = any (queues) and q.workflow_id = any (workflows)
+            )
+        ),
+        -- Not min(): while the statistics say that there are few, it reads them all.
+        'next_due', least(
+            (select q.wake_at from pgworkflows.queue as q where q.wake_at > since order by q.wake_at limit 1),
+            (select q.timeout_at from pgworkflows.queue as q where q.timeout_at > since order by q.timeout_at limit 1)
+        ),
+        'runs', case when claimed is null then '[]' else (
+            select json_agg(json_build_object(
+                'run_id', r.id,
+                'workflow_id', r.workflow_id,
+                'resource_id', r.resource_id,
+                'input', r.input::text,
+                'retry_count', r.retry_count,
+                'max_retries', r.max_retries,
+                'signal', q.signal,
+                'interruptions', q.interruptions,
+                'ready_at', q.ready_at,
+                'schedule_tick', r.schedule_tick,
+                'headers', r.headers,
+                'parent_run_id', r.parent_run_id,
+                -- The run that its last step has invoked, as it is now: its end is known by this.
+                'child', (
+                    select json_build_object(
+                        'run_id', c.id,
+                        'workflow_id', c.workflow_id,
+                        'step_id', c.parent_step_id,
+                        'status', c.status,
+                        'output', c.output::text,
+                        'error', c.error
+                    )
+                    from pgworkflows.runs as c
+                    where c.parent_run_id = r.id and c.parent_step_id = r.current_step_id
+                ),
+                'steps', (
+                    select json_agg(json_build_object(
+                        'position', s.position,
+                        'step_id', s.step_id,
+                        'kind', s.kind,
+                        'status', s.status,
+                        'output', s.output::text,
+                        'error', s.error,
+                        'attempts', s.attempts,
+                        'prior_attempts', s.prior_attempts,
+                        'wake_at', s.wake_at,
+                        'deadline_at', s.deadline_at
+                    ) order by s.position)
+                    from pgworkflows.steps as s
+                    where s.run_id = r.id
+                ),
+                'events', (
+                    select json_agg(json_build_object(
+                        'id', e.id, 'name', e.name, 'data', e.data::text, 'received_at', e.received_at
+                    ) order by e.id)
+                    from pgworkflows.events as e
+                    where e.run_id = r.id and e.consumed_at is null
+                )
+            ) order by q.rank)
+            from pgworkflows.runs as r
+            join pgworkflows.queue as q on q.run_id = r.id
+            where r.id = any (claimed)
+        ) end
+    ) into answer;
+    return answer;
+end
+$function$;
+comment on function pgworkflows.claim(uuid, text[], text[], integer, boolean, boolean, timestamptz) is
+    'Wake what is due, then claim ready runs, and return them with their histories. With "since" only what is ready or due '
+    'since then; without it everything, and where that took long, a mark for the next claims.';
