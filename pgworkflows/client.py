@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import UUID
 
-from pgworkflows import embedded
+from pgworkflows import embedded, roles
 from pgworkflows.database import Database, Pool
 from pgworkflows.durations import Duration, parse_positive_duration
-from pgworkflows.errors import ConfigurationError, InvalidStatusError
+from pgworkflows.errors import ConfigurationError, InvalidStatusError, WorkflowRunInProgressError
 from pgworkflows.limits import checked_identifier
 from pgworkflows.migrate import Migration, migrate
 from pgworkflows.operations import RunId, not_found, run_key
@@ -72,6 +72,15 @@ class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations):
     def migrate(self) -> tuple[Migration, ...]:
         """Bring the schema up to date; what was applied. Raises ConfigurationError."""
         return migrate(self.conninfo, self.schema)
+
+    def grant(self, *, client: str | None = None, worker: str | None = None, reader: str | None = None) -> None:
+        """Let database roles, which exist, be a client, a worker, a reader of the schema, and nothing more. Connect as
+        the schema's owner. Raises ConfigurationError, ValueError and TypeError."""
+        roles.grant(self.conninfo, self.schema, client=client, worker=worker, reader=reader)
+
+    def revoke(self, role: str) -> None:
+        """Take from a role all that it was granted. Raises as `grant`."""
+        roles.revoke(self.conninfo, self.schema, role)
 
     def trigger_event(
         self,
@@ -185,9 +194,13 @@ def _changed(
 ) -> WorkflowRun:
     if outcome.name == "not_found":
         raise not_found(key, resource_id)
-    run = _run_of(outcome)
     if outcome.name == "in_progress":
-        raise in_progress(run, run.workflow_id)
+        if outcome.run is None:
+            raise WorkflowRunInProgressError(
+                f"run {key} cannot be retried: another role has an unfinished run of its workflow, a singleton"
+            )
+        raise in_progress(outcome.run, outcome.run.workflow_id)
+    run = _run_of(outcome)
     if outcome.name == "invalid_status":
         names = ", ".join(status for status in RunStatus if status in allowed)
         raise InvalidStatusError(

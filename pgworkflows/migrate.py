@@ -17,6 +17,8 @@ from pgworkflows.schema import DEFAULT_SCHEMA, checked_schema, render, script, s
 
 LOCK_TIMEOUT_MS = 2000
 LOCK_PATIENCE_S = 60.0
+ROLES_SINCE = 7
+"""The migration that made the table of roles."""
 OWN_NAMES = (
     "runs",
     "steps",
@@ -26,6 +28,7 @@ OWN_NAMES = (
     "sleepers",
     "schedules",
     "workflows",
+    "roles",
     "migrations",
     "claims",
 )
@@ -160,5 +163,8 @@ def _apply_locked(conn: Connection, schema: str, migration: Migration) -> bool:
     if migration.number == 1:
         conn.execute(script("create_migrations", schema).encode())
     conn.execute(render(migration.sql, schema).encode())
+    if migration.number >= ROLES_SINCE:
+        # What it has made anew is with the roles at once: they are at work.
+        conn.execute(script("grant_roles", schema).encode())
     conn.execute(statement("add_migration", schema).encode(), (migration.number, migration.name, migration.oldest_code))
     return True

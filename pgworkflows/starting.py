@@ -162,6 +162,11 @@ def _started(outcome: Outcome, workflow_id: str) -> WorkflowRun:
     run = outcome.run
     if outcome.name == "in_progress":
         raise in_progress(run, workflow_id)
+    if outcome.name == "conflict" and run is None:
+        raise IdempotencyConflictError(
+            "the idempotency key is taken by a run that another role has started: use another key for another run",
+            workflow_id=workflow_id,
+        )
     assert run is not None
     if outcome.name == "conflict":
         raise IdempotencyConflictError(

@@ -78,6 +78,7 @@ def test_blocks_of_python_have_their_tests() -> None:
     assert shown == {
         ("operations.md", "worker.py"),
         ("operations.md", "release.py"),
+        ("security.md", "grants.py"),
         ("testing.md", "conftest.py"),
         ("testing.md", "welcome.py"),
         ("testing.md", "test_welcome.py"),

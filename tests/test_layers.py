@@ -57,6 +57,7 @@ FLOORS: Mapping[str, set[str]] = {
         "embedded",
         "listener",
         "migrate",
+        "roles",
         "schema",
         "sql",
         "store",
