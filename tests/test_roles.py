@@ -164,6 +164,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "lock_parent": NOBODY,
     "lock_parents": NOBODY,
     "lock_run": NOBODY,
+    "low_water": NOBODY,
     "make_ready": NOBODY,
     "may_see": NOBODY,
     "move_on": NOBODY,
@@ -639,10 +640,8 @@ class TestHostileClients:
             ("clock_timestamp()", "timestamptz"),
             ("json_array_length(json)", "int"),
         ):
-            conn.execute(
-                f"create function pg_temp.{name} returns {kind} language plpgsql "
-                "as $$ begin raise exception 'stepped into'; end $$"
-            )
+            body = "as $$ begin raise exception 'stepped into'; end $$"
+            conn.execute(f"create function pg_temp.{name} returns {kind} language plpgsql {body}".encode())
         conn.execute("set search_path = pg_temp, pgworkflows, pg_catalog")
         conn.execute("select pgworkflows.trigger_event(%s, 'e', '[1]')", [run])
         conn.execute("select pgworkflows.start_workflow('nobody''s', '1', idempotency_key => 'shadowed')")
