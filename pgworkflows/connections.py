@@ -66,7 +66,7 @@ class Connections:
         now = time.monotonic()
         old: list[Connection] = []
         with self._lock:
-            if self._closed or conn.info.transaction_status is not TransactionStatus.IDLE:
+            if self._closed or conn.pgconn.transaction_status != TransactionStatus.IDLE:
                 old.append(conn)
             else:
                 self._idle.append((now, conn))

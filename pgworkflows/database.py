@@ -187,7 +187,8 @@ class Database:
                 with Cursor(conn, row_factory=tuple_row) as cursor:
                     cursor.execute(sql.encode(), params)
                     rows = cursor.fetchall()
-                conn.commit()  # a pool's connections may not be in autocommit mode; otherwise it does nothing
+                if not conn.autocommit:  # a given pool's connections may be so
+                    conn.commit()
             except psycopg.Error as error:
                 if not conn.closed:
                     conn.rollback()

@@ -184,7 +184,8 @@ def run_from_json(text: str) -> WorkflowRun:
     row = json.loads(text)
     values = {name: row[name] for name in _RUN_FIELDS}
     for name in _RUN_TIMES:
-        values[name] = moment_from(values[name])
+        if values[name] is not None:
+            values[name] = moment_from(values[name])
     values["id"] = UUID(values["id"])
     values["status"] = RunStatus(values["status"])
     if values["parent_run_id"] is not None:
@@ -194,7 +195,11 @@ def run_from_json(text: str) -> WorkflowRun:
 
 def moment_from(text: str | None) -> datetime | None:
     """A `timestamptz` that the server wrote as JSON, in UTC."""
-    return None if text is None else datetime.fromisoformat(text).astimezone(UTC)
+    if text is None:
+        return None
+    moment = datetime.fromisoformat(text)
+    # The sessions of our own are in UTC, a caller's may not be.
+    return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 
 
 def _step_from(row: dict[str, Any]) -> StepRecord:
