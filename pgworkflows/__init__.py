@@ -24,6 +24,7 @@ from pgworkflows.errors import (
     WorkflowTimeoutError,
 )
 from pgworkflows.history import StepKind, StepRecord, StepStatus
+from pgworkflows.payloads import PayloadCodec
 from pgworkflows.plugins import ExecutionOutcome, Plugin, RunContext, StepInfo
 from pgworkflows.runs import Page, RunStatus, WorkflowProgress, WorkflowRun
 from pgworkflows.schedules import Schedule
@@ -44,6 +45,7 @@ __all__ = [
     "InvalidStatusError",
     "NonDeterminismError",
     "Page",
+    "PayloadCodec",
     "Plugin",
     "PollResult",
     "RunCommand",

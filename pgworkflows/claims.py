@@ -14,6 +14,7 @@ import psycopg
 from pgworkflows.database import Connection, Refused, Unavailable, connect_worker, sorted_out
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.history import ChildEnd, ErrorInfo, StepKind, StepStatus, StoredChild, StoredEvent, StoredStep
+from pgworkflows.jsontext import ENCODED
 from pgworkflows.runs import RunStatus
 from pgworkflows.schema import statement
 from pgworkflows.store import interval_text, moment_from
@@ -23,7 +24,8 @@ WORKER_LOCK_TIMEOUT_MS = 1000
 
 @dataclass(frozen=True, slots=True)
 class ClaimedRun:
-    """One run in a worker's hands: its fence, its fields, its history and mailbox as of the claim."""
+    """One run in a worker's hands: its fence, its fields, its history and mailbox as of the claim. `encoded`: some
+    payload that came with the claim may be, perhaps one of this run."""
 
     run_id: str
     claim_id: int
@@ -42,6 +44,7 @@ class ClaimedRun:
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     parent_run_id: str | None = None
     child: StoredChild | None = None
+    encoded: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,14 +143,16 @@ def claim(
     """Claim up to `capacity` ready runs. `alone`: this worker holds nothing; `awake`: take back that it sleeps;
     `since`: look only from this mark on."""
     params = (str(worker_id), list(queues), list(workflows), capacity, alone, awake, since)
-    answer = json.loads(conn.fetch("claim", params))
+    text = conn.fetch("claim", params)
+    answer = json.loads(text)
     if not answer["alive"]:
         return Claim(alive=False)
     now = datetime.fromisoformat(answer["now"])
     due = moment_from(answer["next_due"])
+    encoded = ENCODED in text
     return Claim(
         alive=True,
-        runs=tuple(_claimed_run(run, answer["claim_id"], now) for run in answer["runs"]),
+        runs=tuple(_claimed_run(run, answer["claim_id"], now, encoded) for run in answer["runs"]),
         due_in_s=None if due is None else (due - now).total_seconds(),
         suspects=answer["suspects"],
         held=answer["held"],
@@ -156,7 +161,7 @@ def claim(
     )
 
 
-def _claimed_run(run: dict[str, Any], claim_id: int, as_of: datetime) -> ClaimedRun:
+def _claimed_run(run: dict[str, Any], claim_id: int, as_of: datetime, encoded: bool) -> ClaimedRun:
     return ClaimedRun(
         run["run_id"],
         claim_id,
@@ -175,6 +180,7 @@ def _claimed_run(run: dict[str, Any], claim_id: int, as_of: datetime) -> Claimed
         run["headers"] or {},
         run["parent_run_id"],
         None if run["child"] is None else _stored_child(run["child"]),
+        encoded,
     )
 
 

@@ -16,6 +16,7 @@ from pgworkflows.errors import ConfigurationError, InvalidStatusError, WorkflowR
 from pgworkflows.limits import checked_identifier
 from pgworkflows.migrate import Migration, migrate
 from pgworkflows.operations import RunId, not_found, run_key
+from pgworkflows.payloads import PayloadCodec, Payloads
 from pgworkflows.plugins import Plugin, checked_plugins
 from pgworkflows.pruning import prune
 from pgworkflows.reading import ReadOperations
@@ -34,6 +35,7 @@ class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations):
     `conninfo` is a connection string or URL; None means `$DATABASE_URL`, else an embedded server if the extra
     `embedded` is installed, else ConfigurationError. With `pool`, a psycopg_pool ConnectionPool, that is used instead.
     Connections open at first use. Threads may share a client. What `plugins` inject travels with the runs it starts.
+    What `codec` encodes is stored that way; it reads what bears its name, and so do `read_codecs`.
     """
 
     def __init__(
@@ -43,14 +45,17 @@ class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations):
         pool: Pool | None = None,
         schema: str = DEFAULT_SCHEMA,
         plugins: Iterable[Plugin] = (),
+        codec: PayloadCodec | None = None,
+        read_codecs: Iterable[PayloadCodec] = (),
     ) -> None:
         self.plugins = checked_plugins(plugins)
+        self.payloads = Payloads(codec, read_codecs)
         self.logger = logging.getLogger("pgworkflows")
         self.schema = checked_schema(schema)
         if conninfo is None and pool is None:
             conninfo = _default_conninfo()
         self._database = Database(conninfo, pool)
-        self._store = Store(self.schema)
+        self._store = Store(self.schema, self.payloads)
 
     @property
     def conninfo(self) -> str:
@@ -100,7 +105,7 @@ class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations):
         """
         key = run_key(run_id)
         checked_identifier(event_name, "event_name")
-        text = None if data is None else PLAIN.encode(data, f"the data of event {event_name!r}")
+        text = None if data is None else self._encoded(data, f"the data of event {event_name!r}")
         outcome = self._store.trigger_event(
             self._executor(connection),
             key,
@@ -135,7 +140,7 @@ class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations):
         """Complete the wait a run is in now, with `data` where it has a result; otherwise do nothing. Raises
         WorkflowRunNotFoundError and SerializationError."""
         key = run_key(run_id)
-        text = None if data is None else PLAIN.encode(data, "the data to go on with")
+        text = None if data is None else self._encoded(data, "the data to go on with")
         outcome = self._store.fast_forward_workflow(
             self._database, key, text, optional_name(resource_id, "resource_id")
         )
@@ -152,6 +157,10 @@ class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations):
             checked_identifier(workflow_id, "workflow_id")
         age = None if older_than is None else parse_positive_duration(older_than, "older_than")
         return sum(prune(self._store, self._database, age, workflow_id))
+
+    def _encoded(self, data: Any, what: str) -> str:
+        """Data as it is stored. Raises SerializationError."""
+        return self.payloads.seal(PLAIN.encode(data, what), what)
 
     def _change(
         self,

@@ -25,6 +25,7 @@ from pgworkflows.janitor import Janitor
 from pgworkflows.journal import Answer, Entry, Verdict, without_results
 from pgworkflows.listener import Listener
 from pgworkflows.low_water import LowWater
+from pgworkflows.payloads import Unreadable
 from pgworkflows.plugins import ExecutionOutcome
 from pgworkflows.pool import Pool, ThreadLost
 from pgworkflows.runner import Execution
@@ -56,6 +57,8 @@ class Crew:
         self._conninfo = engine.conninfo
         self._schema = engine.schema
         self._plugins = engine.plugins
+        self._payloads = engine.payloads
+        self._unreadable: set[tuple[str, str]] = set()
         self._inside: set[Execution] = set()
         self._closing = threading.Event()
         name = "pgworkflows"
@@ -82,6 +85,7 @@ class Crew:
             max_runs=max_runs,
             lease=lease,
             retention=engine.retention,
+            payloads=self._payloads,
             poll_interval_s=poll_interval_s,
             logger=self._logger,
             name=name,
@@ -162,7 +166,7 @@ class Crew:
         return WorkerConnection(self._conninfo, self._schema)
 
     def _accept(self, run: ClaimedRun, workflow: Workflow[Any, Any], worker_id: UUID) -> None:
-        execution = Execution(run, workflow, self._logger, self._plugins)
+        execution = Execution(run, workflow, self._logger, self._plugins, self._payloads)
         if self._holdings.add(execution, worker_id):
             if execution.wrapped:
                 self._inside.add(execution)
@@ -208,6 +212,9 @@ class Crew:
     def _next_entry(self, execution: Execution, call: Call | None) -> Entry | None:
         try:
             entry = execution.work(call)
+        except Unreadable as why:
+            self._set_aside(execution, str(why))
+            return None
         except BaseException as error:
             # Nothing a handler or a step does ends up here: a strategy of the user's raised, or we are wrong.
             self._logger.exception("pgworkflows: run %s could not be advanced", execution.run.run_id)
@@ -216,6 +223,21 @@ class Crew:
         if entry is None and not self._closing.is_set() and self._pool.has_too_many():
             raise ThreadLost
         return entry
+
+    def _set_aside(self, execution: Execution, why: str) -> None:
+        """Leave a run to those who can read it. Not given back at once, for it would be back at once: the next count of
+        what this worker holds does that."""
+        run = execution.run
+        if (run.workflow_id, why) not in self._unreadable:
+            self._unreadable.add((run.workflow_id, why))
+            self._logger.error(
+                "pgworkflows: run %s of workflow %s %s; it is left to other workers, and so are all others like it",
+                run.run_id,
+                run.workflow_id,
+                why,
+            )
+        self._holdings.remove(execution)
+        self._leave(execution, ExecutionOutcome.RELEASED)
 
     def _expire(self, execution: Execution, call: Call) -> None:
         """In the alarms' thread: a call's time is up. Another thread goes on with the run."""

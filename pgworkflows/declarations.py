@@ -7,6 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 from pgworkflows.definition import Workflow, WorkflowRef
+from pgworkflows.payloads import AS_IS, Payloads
 from pgworkflows.store import interval_text
 
 
@@ -23,8 +24,11 @@ def options_of(workflow: WorkflowRef[Any, Any]) -> Mapping[str, Any] | None:
     }
 
 
-def declarations(workflows: Iterable[Workflow[Any, Any]], retention: timedelta | None = None) -> list[dict[str, Any]]:
-    """What `workflows` stores of each; `retention` is that of those that do not say otherwise."""
+def declarations(
+    workflows: Iterable[Workflow[Any, Any]], retention: timedelta | None = None, payloads: Payloads = AS_IS
+) -> list[dict[str, Any]]:
+    """What `workflows` stores of each; `retention` is that of those that do not say otherwise. Raises
+    SerializationError if the input of a schedule cannot be encoded."""
     return [
         {
             "id": workflow.id,
@@ -41,13 +45,13 @@ def declarations(workflows: Iterable[Workflow[Any, Any]], retention: timedelta |
                 for step in workflow.steps
             ],
             "step_ids": literal_ids(workflow),
-            "schedule": _schedule_of(workflow),
+            "schedule": _schedule_of(workflow, payloads),
         }
         for workflow in workflows
     ]
 
 
-def _schedule_of(workflow: Workflow[Any, Any]) -> dict[str, str] | None:
+def _schedule_of(workflow: Workflow[Any, Any], payloads: Payloads) -> dict[str, str] | None:
     """What `schedules` stores. The input is the default of the workflow's input, as JSON text."""
     plan = workflow.plan
     if plan is None:
@@ -57,7 +61,7 @@ def _schedule_of(workflow: Workflow[Any, Any]) -> dict[str, str] | None:
         "timezone": plan.timetable.timezone,
         "catch_up": plan.catch_up,
         "overlap": plan.overlap,
-        "input": workflow.validate_input(None)[0],
+        "input": payloads.seal(workflow.validate_input(None)[0], f"the input of workflow {workflow.id!r}"),
     }
 
 

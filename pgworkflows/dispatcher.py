@@ -21,6 +21,7 @@ from pgworkflows.declarations import declarations
 from pgworkflows.definition import Workflow
 from pgworkflows.holdings import Holdings
 from pgworkflows.low_water import LowWater
+from pgworkflows.payloads import Payloads
 from pgworkflows.pool import Pool
 
 QUIET_S = 0.03
@@ -92,6 +93,7 @@ class Dispatcher(threading.Thread):
         max_runs: int,
         lease: timedelta,
         retention: timedelta | None,
+        payloads: Payloads,
         poll_interval_s: float,
         logger: logging.Logger,
         name: str,
@@ -108,6 +110,7 @@ class Dispatcher(threading.Thread):
         self._max_runs = max_runs
         self._lease = lease
         self._retention = retention
+        self._payloads = payloads
         self._poll_interval_s = poll_interval_s
         self._logger = logger
         self._closing = threading.Event()
@@ -147,7 +150,7 @@ class Dispatcher(threading.Thread):
             self._register()
         lanes = self._lanes()
         if lanes != self._served:
-            declared = declarations(lanes.workflows.values(), self._retention)
+            declared = declarations(lanes.workflows.values(), self._retention, self._payloads)
             claims.serve_workflows(self._conn, self._holdings.worker_id, lanes.queues, declared)
             self._served = lanes
             self._low_water.forget()

@@ -14,6 +14,7 @@ from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.durations import Duration, parse_positive_duration
 from pgworkflows.errors import WorkflowNotFoundError
 from pgworkflows.limits import checked_identifier
+from pgworkflows.payloads import PayloadCodec
 from pgworkflows.plugins import Plugin
 from pgworkflows.registry import WorkflowRegistry
 from pgworkflows.schema import DEFAULT_SCHEMA
@@ -37,12 +38,14 @@ class WorkflowEngine(WorkflowClient):
         logger: logging.Logger | None = None,
         plugins: Iterable[Plugin] = (),
         retention: Duration | None = None,
+        codec: PayloadCodec | None = None,
+        read_codecs: Iterable[PayloadCodec] = (),
     ) -> None:
         self.retention = None if retention is None else parse_positive_duration(retention, "retention")
         self._registry = WorkflowRegistry()
         for workflow in workflows:
             self._registry.register(workflow)
-        super().__init__(conninfo, pool=pool, schema=schema, plugins=plugins)
+        super().__init__(conninfo, pool=pool, schema=schema, plugins=plugins, codec=codec, read_codecs=read_codecs)
         self.logger = logger or self.logger
         self._worker: Worker | None = None
         self._thread: threading.Thread | None = None
@@ -66,7 +69,8 @@ class WorkflowEngine(WorkflowClient):
         if self._thread is not None and self._thread.is_alive():
             return
         self.migrate()
-        self._store.declare_workflows(self._database, declarations(self.registered.values(), self.retention))
+        declared = declarations(self.registered.values(), self.retention, self.payloads)
+        self._store.declare_workflows(self._database, declared)
         if worker:
             self._worker = Worker(self)
             self._thread = threading.Thread(target=self._worker.run_forever, name="pgworkflows-worker", daemon=True)

@@ -28,6 +28,9 @@ from pgworkflows.limits import MAX_JSON_LENGTH
 
 _ATOMS = frozenset({type(None), bool, int, str, bytes, date, datetime, time, timedelta, Decimal, UUID})
 _NUL = re.compile(r"(?<!\\)(?:\\\\)*\\u0000")
+ENCODED = "pgworkflows:encoded"
+"""The first key of an object that stands for an encoded payload, and of no other."""
+_ENVELOPE = f'{{"{ENCODED}":'
 _MASK = "**********"  # what pydantic writes for a secret
 _scan = json.JSONDecoder().raw_decode
 
@@ -98,7 +101,7 @@ def _text_of(value: Any) -> str:
         text = _write(value)
     except TypeError:  # a dict key that is no JSON key, a UUID for instance
         text = _write(_for_json(value))
-    if text.isascii() and "\\u0000" not in text and len(text) <= MAX_JSON_LENGTH:
+    if text.isascii() and "\\u0000" not in text and len(text) <= MAX_JSON_LENGTH and not text.startswith(_ENVELOPE):
         return text
     return _storable(text)
 
@@ -114,6 +117,8 @@ def _storable(text: str) -> str:
             text.encode()
         except UnicodeEncodeError:
             raise _UnstorableError("a lone surrogate, which is no text") from None
+    if text.startswith(_ENVELOPE):
+        raise _UnstorableError(f"{ENCODED!r} as its first key, which marks what a codec has encoded")
     return text
 
 

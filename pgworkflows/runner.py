@@ -16,6 +16,7 @@ from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.errors import StepTimeoutError, WorkflowEngineError
 from pgworkflows.history import ErrorInfo
 from pgworkflows.journal import Entry
+from pgworkflows.payloads import AS_IS, Payloads
 from pgworkflows.plugins import ExecutionOutcome, Plugin
 from pgworkflows.replay import (
     CallStep,
@@ -32,6 +33,7 @@ from pgworkflows.replay import (
 )
 from pgworkflows.retry import run_retry_pause
 from pgworkflows.run_loggers import LoggerOfRun, SilentWhileReplaying
+from pgworkflows.sealing import opened, sealed
 from pgworkflows.store import interval_text
 from pgworkflows.wrapping import Wrapping, run_context
 
@@ -48,6 +50,7 @@ class Execution:
         "_failure",
         "_logger",
         "_outcome",
+        "_payloads",
         "_pending",
         "_replay",
         "_run_id",
@@ -67,8 +70,10 @@ class Execution:
         workflow: Workflow[Any, Any],
         logger: logging.Logger,
         plugins: Sequence[Plugin] = (),
+        payloads: Payloads = AS_IS,
     ) -> None:
-        """`plugins` are the engine's; the workflow's stand inside them."""
+        """`plugins` are the engine's; the workflow's stand inside them. `payloads` open what is stored, and seal what
+        will be."""
         self.run = run
         self.workflow = workflow
         self.control: str | None = None
@@ -77,6 +82,7 @@ class Execution:
         self.ending = ExecutionOutcome.LOST
         self.call: Call | None = None
         self._logger = logger
+        self._payloads = payloads
         all_plugins = (*plugins, *workflow.plugins)
         self._wrapping = Wrapping(all_plugins, logger) if all_plugins else None
         self._failure: BaseException | None = None
@@ -93,15 +99,18 @@ class Execution:
         return self.call
 
     def work(self, call: Call | None) -> Entry | None:
-        """Make the call and go on to the next thing that has to be stored. None when a timeout ended the call first."""
+        """Make the call and go on to the next thing that has to be stored. None when a timeout ended the call first.
+        Raises Unreadable, with nothing begun, if the run's payloads cannot be decoded here."""
         if self._replay is None:
-            return self._entry(self._begin())
+            if self.run.encoded:
+                self.run = opened(self.run, self._payloads)
+            return self._sealed(self._entry(self._begin()))
         if call is not None:
             outcome = perform(call) if self._wrapping is None else perform_inside(call, self._wrapping)
             if not call.settle():
                 return None
             self._outcome = outcome
-        return self._entry(self._resolve())
+        return self._sealed(self._entry(self._resolve()))
 
     def expire(self, call: Call) -> bool:
         """End a call by its timeout, unless it has ended; whether `work` is due now."""
@@ -146,7 +155,8 @@ class Execution:
         run = self.run
         self._failure = error
         info = error_info(error)
-        return Entry(run.run_id, run.claim_id, run.signal, "fail", error=info, parent_run_id=run.parent_run_id)
+        entry = Entry(run.run_id, run.claim_id, run.signal, "fail", error=info, parent_run_id=run.parent_run_id)
+        return self._sealed(entry)
 
     def close(self) -> None:
         """Let the generator go; only while no thread works on it."""
@@ -249,6 +259,15 @@ class Execution:
             case Fail(error):
                 self._failure = decision.cause
                 return entry._replace(action="fail", step_id=error.step_id, error=error)
+
+    def _sealed(self, entry: Entry) -> Entry:
+        """An entry as it is stored."""
+        if not self._payloads.writes:
+            return entry
+        entry, refused = sealed(entry, self._payloads)
+        if refused is not None:
+            self._logger.error("pgworkflows: run %s: %s", self.run.run_id, refused.message)
+        return entry
 
     def _child_row(self, start: ChildStart) -> dict[str, Any]:
         """What a child is started with, as the journal writes it."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -67,14 +67,14 @@ class ScheduleOperations(Operations):
         [(outcome, text)] = self._fetch_schedules("trigger_schedule", params, connection)
         if outcome == "not_found":
             raise _not_found(workflow_id)
-        run = run_from_json(text)
+        run = run_from_json(text, self._store.payloads)
         if outcome == "in_progress":
             raise in_progress(run, workflow_id)
         return run
 
     def get_schedules(self) -> list[Schedule]:
         """The schedules of all workflows, by workflow."""
-        return [_schedule_from_json(text) for (text,) in self._fetch_schedules("get_schedules", (None, None), None)]
+        return [self._schedule(text) for (text,) in self._fetch_schedules("get_schedules", (None, None), None)]
 
     def get_schedule(self, workflow: WorkflowRef[Any, Any] | str) -> Schedule:
         """The schedule of a workflow. Raises WorkflowNotFoundError if it has none."""
@@ -82,13 +82,17 @@ class ScheduleOperations(Operations):
         rows = self._fetch_schedules("get_schedules", (workflow_id, workflow_id), None)
         if not rows:
             raise _not_found(workflow_id)
-        return _schedule_from_json(rows[0][0])
+        return self._schedule(rows[0][0])
 
     def _change_schedule(self, operation: str, workflow_id: str, connection: Any) -> Schedule:
         [(outcome, text)] = self._fetch_schedules(operation, (workflow_id,), connection)
         if outcome == "not_found":
             raise _not_found(workflow_id)
-        return _schedule_from_json(text)
+        return self._schedule(text)
+
+    def _schedule(self, text: str) -> Schedule:
+        schedule = _schedule_from_json(text)
+        return replace(schedule, input=self._store.payloads.shown(schedule.input))
 
     def _fetch_schedules(self, name: str, params: tuple[object, ...], connection: Any) -> list[tuple[Any, ...]]:
         return self._executor(connection).fetch(statement(name, self.schema), params)

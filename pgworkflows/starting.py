@@ -17,6 +17,7 @@ from pgworkflows.durations import Duration
 from pgworkflows.errors import IdempotencyConflictError, InvalidInputError, WorkflowEngineError
 from pgworkflows.limits import checked_identifier
 from pgworkflows.operations import Operations
+from pgworkflows.payloads import Payloads
 from pgworkflows.plugins import Plugin, injected
 from pgworkflows.runs import WorkflowRun
 from pgworkflows.serialization import PLAIN
@@ -30,6 +31,7 @@ class StartOperations(Operations):
     """How a client starts runs."""
 
     plugins: tuple[Plugin, ...]
+    payloads: Payloads
     logger: logging.Logger
 
     def start_workflow(
@@ -68,7 +70,7 @@ class StartOperations(Operations):
         )
         key = optional_name(idempotency_key, "idempotency_key")
         workflow_id, text, fallback = self._prepared(workflow, input)
-        request = StartRequest(workflow_id, text, key, terms, fallback)
+        request = StartRequest(workflow_id, self._sealed(workflow_id, text), key, terms, fallback)
         outcome = self._store.start_workflow(self._executor(connection), request, borrowed=connection is not None)
         return _started(outcome, workflow_id)
 
@@ -116,7 +118,8 @@ class StartOperations(Operations):
         requests: list[StartRequest] = []
         for number, (value, key) in enumerate(zip(values, keys, strict=True)):
             try:
-                workflow_id, text, fallback = self._prepared(workflow, value)
+                workflow_id, plain, fallback = self._prepared(workflow, value)
+                text = self._sealed(workflow_id, plain)
                 name = optional_name(key, "idempotency_key")
             except Exception as error:
                 _say_which(error, number)
@@ -134,6 +137,10 @@ class StartOperations(Operations):
             return workflow_id, PLAIN.encode(input, f"the input of workflow {workflow_id!r}"), None
         checked_ref(workflow)
         return workflow.id, workflow.validate_input(input)[0], options_of(workflow)
+
+    def _sealed(self, workflow_id: str, text: str) -> str:
+        """An input as it is stored. Raises SerializationError."""
+        return self.payloads.seal(text, f"the input of workflow {workflow_id!r}") if self.payloads.writes else text
 
     def _headers(self, workflow: WorkflowRef[Any, Any] | str) -> str | None:
         """What plugins send along with a start, as JSON text: those given here, and those of the workflow."""

@@ -11,6 +11,8 @@ from uuid import UUID
 
 from pgworkflows.database import Executor, Params
 from pgworkflows.history import StepKind, StepRecord, StepStatus
+from pgworkflows.jsontext import ENCODED
+from pgworkflows.payloads import AS_IS, Payloads
 from pgworkflows.runs import RunStatus, WorkflowRun
 from pgworkflows.schema import statement
 from pgworkflows.starts import StartRequest, StartTerms
@@ -40,8 +42,9 @@ class RunFilter:
 class Store:
     """The statements of a client in one schema. Each takes the executor it runs on."""
 
-    def __init__(self, schema: str) -> None:
+    def __init__(self, schema: str, payloads: Payloads = AS_IS) -> None:
         self.schema = schema
+        self.payloads = payloads
 
     def start_workflow(self, executor: Executor, request: StartRequest, *, borrowed: bool) -> Outcome:
         params = {
@@ -62,7 +65,7 @@ class Store:
             **_terms(first.terms, first.fallback, borrowed=borrowed),
         }
         rows = executor.fetch(self._sql("start_workflows"), params)
-        return [Outcome(outcome, None if run is None else run_from_json(run)) for outcome, run in rows]
+        return [Outcome(outcome, None if run is None else self._run(run)) for outcome, run in rows]
 
     def trigger_event(
         self,
@@ -91,7 +94,7 @@ class Store:
 
     def get_run(self, executor: Executor, run_id: UUID, resource_id: str | None) -> WorkflowRun | None:
         rows = executor.fetch(self._sql("get_run"), (str(run_id), resource_id, resource_id))
-        return run_from_json(rows[0][0]) if rows else None
+        return self._run(rows[0][0]) if rows else None
 
     def get_status(self, executor: Executor, run_id: UUID) -> RunStatus | None:
         rows = executor.fetch(self._sql("get_status"), (str(run_id),))
@@ -110,11 +113,11 @@ class Store:
             "limit": limit,
         }
         rows = executor.fetch(self._sql("get_runs_before" if newer else "get_runs_after"), params)
-        return [run_from_json(row[0]) for row in rows]
+        return [self._run(row[0]) for row in rows]
 
     def get_steps(self, executor: Executor, run_id: UUID, resource_id: str | None) -> list[StepRecord] | None:
         rows = executor.fetch(self._sql("get_steps"), (str(run_id), resource_id, resource_id))
-        return [_step_from(step) for step in json.loads(rows[0][0])] if rows else None
+        return [_step_from(step, self.payloads) for step in json.loads(rows[0][0])] if rows else None
 
     def check_progress(
         self, executor: Executor, run_id: UUID, resource_id: str | None, known_steps: Mapping[str, Sequence[str]]
@@ -123,7 +126,7 @@ class Store:
         `known_steps`, by workflow id, count when no declaration is stored."""
         params = (json.dumps(known_steps), str(run_id), resource_id, resource_id)
         rows = executor.fetch(self._sql("check_progress"), params)
-        return (run_from_json(rows[0][0]), rows[0][1], rows[0][2], rows[0][3]) if rows else None
+        return (self._run(rows[0][0]), rows[0][1], rows[0][2], rows[0][3]) if rows else None
 
     def prune_runs(
         self, executor: Executor, workflow_id: str | None, older_than: timedelta, after: UUID | None, batch: int
@@ -149,7 +152,10 @@ class Store:
 
     def _outcome(self, executor: Executor, name: str, params: Params) -> Outcome:
         [(outcome, run)] = executor.fetch(self._sql(name), params)
-        return Outcome(outcome, None if run is None else run_from_json(run))
+        return Outcome(outcome, None if run is None else self._run(run))
+
+    def _run(self, text: str) -> WorkflowRun:
+        return run_from_json(text, self.payloads)
 
     def _sql(self, name: str) -> str:
         return statement(name, self.schema)
@@ -179,9 +185,12 @@ def interval_text(duration: timedelta | None) -> str | None:
     return f"{seconds}.{duration.microseconds:06} seconds"
 
 
-def run_from_json(text: str) -> WorkflowRun:
-    """A row of `runs` that the server wrote as JSON."""
+def run_from_json(text: str, payloads: Payloads) -> WorkflowRun:
+    """A row of `runs` that the server wrote as JSON. A payload that nobody here can decode stays as it is."""
     row = json.loads(text)
+    if ENCODED in text:
+        row["input"], row["output"] = payloads.shown(row["input"]), payloads.shown(row["output"])
+        row["error"] = payloads.shown_error(row["error"])
     values = {name: row[name] for name in _RUN_FIELDS}
     for name in _RUN_TIMES:
         if values[name] is not None:
@@ -202,14 +211,17 @@ def moment_from(text: str | None) -> datetime | None:
     return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 
 
-def _step_from(row: dict[str, Any]) -> StepRecord:
+def _step_from(row: dict[str, Any], payloads: Payloads) -> StepRecord:
+    output = payloads.shown(row["output"])
+    if row["kind"] == StepKind.POLL and isinstance(output, dict) and "data" in output:
+        output["data"] = payloads.shown(output["data"])  # of one that was fast-forwarded
     return StepRecord(
         position=row["position"],
         step_id=row["step_id"],
         kind=StepKind(row["kind"]),
         status=StepStatus(row["status"]),
-        output=row["output"],
-        error=row["error"],
+        output=output,
+        error=payloads.shown_error(row["error"]),
         attempts=row["attempts"],
         started_at=moment_from(row["started_at"]),
         completed_at=moment_from(row["completed_at"]),

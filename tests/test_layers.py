@@ -40,6 +40,7 @@ FLOORS: Mapping[str, set[str]] = {
     "1 logic, pure": {
         "definition",
         "handlers",
+        "payloads",
         "plugins",
         "registry",
         "replay",
@@ -74,6 +75,7 @@ FLOORS: Mapping[str, set[str]] = {
         "reading",
         "runner",
         "schedules",
+        "sealing",
         "starting",
         "ticks",
         "wrapping",

@@ -1,0 +1,1 @@
+"""Codecs for payloads at rest: encryption with keys that can be rotated, and compression."""
