@@ -30,6 +30,7 @@ from pgworkflows import (
     StepFailedError,
     Steps,
     StepStatus,
+    Workflow,
     WorkflowClient,
     WorkflowEngine,
     WorkflowRun,
@@ -161,7 +162,7 @@ class Adorned:
         return f"{CANARY}: {result}" if isinstance(result, str) and result else result
 
 
-EVERYTHING = [child, failing_child, everything, doomed, daily]
+EVERYTHING: list[Workflow[Any, Any]] = [child, failing_child, everything, doomed, daily]
 
 
 def play(engine: WorkflowEngine) -> list[WorkflowRun]:
@@ -475,7 +476,7 @@ def test_what_a_codec_makes_must_be_text_that_can_be_stored(
     made: Any, refusal: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Odd(Mirror):
-        def encode(self, text: str) -> str | None:
+        def encode(self, text: str) -> Any:
             return made
 
     monkeypatch.setattr(payloads, "MAX_JSON_LENGTH", 1000)
