@@ -2,11 +2,12 @@
 #   make test ARGS="-k embedded -x -n 0"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-soak bench-pinned bench-peers lock clean
+.PHONY: help demo test check format bench bench-soak bench-pinned bench-peers chaos lock clean
 
 ARGS ?=
 PYTHON ?=
-SECONDS ?= 600
+SECONDS ?=
+SEED ?=
 BIN := .venv/bin
 STAMP := .venv/installed
 CODE := $(wildcard pgworkflows tests examples bench)
@@ -40,10 +41,13 @@ bench-soak: $(STAMP) ## measure a worker's memory over 100,000 runs
 	@$(BIN)/python -m bench soak $(ARGS)
 
 bench-pinned: $(STAMP) ## measure claims while another session keeps a snapshot for ten minutes (SECONDS=600)
-	@$(BIN)/python -m bench pinned --size $(SECONDS) $(ARGS)
+	@$(BIN)/python -m bench pinned --size $(or $(SECONDS),600) $(ARGS)
 
 bench-peers: $(STAMP) ## measure the same work through other systems too (five minutes; ARGS=--quick: one)
 	@$(BIN)/python -m bench.peers $(ARGS)
+
+chaos: $(STAMP) ## break everything for five minutes, and prove that nothing was lost or done twice (SECONDS=300 SEED=7)
+	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 lock: ## pin the newest allowed development dependencies in requirements-dev.lock
 	@scripts/lock "$(or $(PYTHON),python3)"
