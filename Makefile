@@ -2,7 +2,7 @@
 #   make test ARGS="-k embedded -x -n 0"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench bench-soak bench-pinned bench-peers chaos lock clean
+.PHONY: help demo test test-model check format bench bench-soak bench-pinned bench-peers chaos lock clean
 
 ARGS ?=
 PYTHON ?=
@@ -22,6 +22,9 @@ demo: $(STAMP) ## run the sign-up example end to end (ARGS=--serve keeps it up f
 
 test: $(STAMP) ## run the test suite on an embedded PostgreSQL, or on PGWORKFLOWS_TEST_URL
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+test-model: $(STAMP) ## check a thousand random histories against the model of statuses (half an hour)
+	@MODEL_EXAMPLES=$${MODEL_EXAMPLES:-1000} $(BIN)/python -m pytest tests/test_model.py --timeout 0 $(ARGS)
 
 check: $(STAMP) ## format, lint, types and migrations, changing nothing
 	$(BIN)/ruff format --check .
