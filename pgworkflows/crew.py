@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -37,6 +38,7 @@ from pgworkflows.wrapping import outcome_of
 if TYPE_CHECKING:
     from pgworkflows.engine import WorkflowEngine
 
+SIGN_OFF_S = 5.0
 LEAVE_S = 5.0
 """How long a worker that stops waits for plugins that take their time to leave an execution."""
 
@@ -130,7 +132,7 @@ class Crew:
         self._janitor.close()
         self._heartbeat.close()
         self._alarms.close()
-        self._unregister()
+        self._sign_off()
         self._ear.close()
         self._part(0.0 if hurried() else LEAVE_S)
 
@@ -148,19 +150,34 @@ class Crew:
         for execution in list(self._inside):
             self._leave(execution, ExecutionOutcome.RELEASED)
 
-    def _unregister(self) -> None:
-        """Give back what is still in hand, without blame, and sign off. The session may have broken in the meantime
-        without anybody noticing: once more, on a new one."""
-        for last in (False, True):
+    def _sign_off(self) -> None:
+        """Give back what is still in hand and strike the worker from the live, if the server answers in time."""
+        outcome: SimpleQueue[str | None] = SimpleQueue()
+        threading.Thread(
+            target=lambda: outcome.put(self._unregister()), name="pgworkflows-signing-off", daemon=True
+        ).start()
+        try:
+            problem = outcome.get(timeout=SIGN_OFF_S)
+        except Empty:
+            problem = "the server does not answer"
+        if problem is not None:
+            self._logger.warning("pgworkflows: the worker could not sign off: %s", problem)
+
+    def _unregister(self) -> str | None:
+        """Sign off, without blame for the runs; what is in the way of that, if anything. The session may have broken in
+        the meantime without anybody noticing: once more, on a new one."""
+        problem = None
+        for _ in range(2):
             try:
                 if self._holdings.registered:
                     claims.release_unheld(self._claims, self._holdings.worker_id, ())
                     claims.unregister_worker(self._claims, self._holdings.worker_id)
+                problem = None
                 break
             except (Unavailable, Refused, Locked) as error:
-                if last:
-                    self._logger.warning("pgworkflows: the worker could not sign off: %s", str(error).strip())
+                problem = str(error).strip()
         self._claims.close()
+        return problem
 
     def _connection(self) -> WorkerConnection:
         return WorkerConnection(self._conninfo, self._schema)
@@ -250,11 +267,6 @@ class Crew:
         """In the scribe's thread: what became of an entry."""
         match answer.verdict:
             case Verdict.STALE:
-                if not execution.dropped:
-                    self._logger.warning(
-                        "pgworkflows: run %s was taken over; what this worker did since its last checkpoint is dropped",
-                        execution.run.run_id,
-                    )
                 self._let_go(execution, entry)
             case Verdict.REFUSED if entry.action in ("fail", "release") and not entry.steps:
                 # A constraint or a trigger of somebody else's. Not given back at once, for it would be back at once:

@@ -38,10 +38,10 @@ _DEFAULTS = {
 # Whatever the database's encoding: what it cannot hold, the server refuses, and our own statements are UTF-8.
 _ALWAYS = {"client_encoding": "utf8"}
 # A statement may not be repeated or reordered under a snapshot of its transaction, and an acknowledged write must be
-# on disk, whatever the server's defaults say. JSON shows times in the session's zone: UTC.
+# on disk, whatever the server's defaults say. JSON shows times in the session's zone: UTC. Read-only stays read-only:
+# hosts make a database so whose disk is nearly full.
 _SET_UP = """
 select set_config('default_transaction_isolation', 'read committed', false),
-    set_config('default_transaction_read_only', 'off', false),
     set_config('timezone', 'UTC', false),
     set_config('lock_timeout', %s, false),
     set_config(
@@ -253,7 +253,10 @@ def explained(error: psycopg.Error, *, lost: bool = False) -> Exception:
                 f"the schema is not there, or of another version: call migrate() or engine.start() first ({reason})"
             )
         case psycopg.errors.ReadOnlySqlTransaction():
-            found = ConfigurationError(f"the server is read-only: connect to the primary ({reason})")
+            found = ConfigurationError(
+                "the server is read-only: connect to the primary, or find out why default_transaction_read_only is on "
+                f"({reason})"
+            )
         case psycopg.errors.InsufficientPrivilege():
             found = ConfigurationError(f"the database user lacks a privilege: grant it, or use another user ({reason})")
         case _ if error.sqlstate is not None and error.sqlstate[:2] in {"22", "54"}:

@@ -158,23 +158,25 @@ class Dispatcher(threading.Thread):
         if self._in_doubt or time.monotonic() - self._recounted_at > RECOUNT_EVERY_S:
             self._recounted_at = time.monotonic()
             claims.release_unheld(self._conn, self._holdings.worker_id, tuple(self._holdings.executions))
-            self._in_doubt = False
         self._holdings.bell.clear()
         if self._closing.is_set():
             return  # the bell that has just been silenced was its
         worker_id = self._holdings.worker_id
         empty_handed = not self._holdings.executions
         if not lanes.workflows:
+            self._in_doubt = False
             if empty_handed:
                 self.idle.set()
             self._holdings.bell.wait(self._poll_interval_s)
             return
         capacity = self._capacity()
         # Also with its hands full it wakes what is due, for nobody else may: timeouts hold for the runs it has, too.
-        if not capacity and time.monotonic() < self._due_at:
+        # And in doubt, lest it says that claims work again because it has nothing to claim.
+        if not capacity and not self._in_doubt and time.monotonic() < self._due_at:
             self._holdings.bell.wait(BRIEFLY_FULL_S if self._pace.turning else FULL_S)
             return
         claim = self._claim(lanes, worker_id, capacity, empty_handed)
+        self._in_doubt = False
         if not claim.alive:
             self._holdings.die(worker_id, self._logger)
             return

@@ -19,7 +19,7 @@ from pgworkflows.plugins import Plugin
 from pgworkflows.registry import WorkflowRegistry
 from pgworkflows.schema import DEFAULT_SCHEMA
 from pgworkflows.starting import checked_ref
-from pgworkflows.worker import Worker
+from pgworkflows.worker import BackgroundWorker, Worker
 
 
 class WorkflowEngine(WorkflowClient):
@@ -72,7 +72,7 @@ class WorkflowEngine(WorkflowClient):
         declared = declarations(self.registered.values(), self.retention, self.payloads)
         self._store.declare_workflows(self._database, declared)
         if worker:
-            self._worker = Worker(self)
+            self._worker = BackgroundWorker(self)
             self._thread = threading.Thread(target=self._worker.run_forever, name="pgworkflows-worker", daemon=True)
             self._thread.start()
 

@@ -39,7 +39,7 @@ class Heartbeat(threading.Thread):
 
     def run(self) -> None:
         # The others wait for its first sign of life after an outage.
-        backoff = Backoff(self._logger, "the worker's heartbeat", longest_s=HEARTBEAT_S)
+        backoff = Backoff(self._logger, "the worker's heartbeat", longest_s=2 * HEARTBEAT_S)
         pause_s = HEARTBEAT_S
         while not self._closing.wait(pause_s):
             if not self._holdings.registered:
@@ -50,7 +50,7 @@ class Heartbeat(threading.Thread):
             except Exception as error:  # whatever it is, the heart must go on
                 self._watch.interrupt()
                 self._conn.close()
-                pause_s = max(HEARTBEAT_S, backoff.failed(error))
+                pause_s = backoff.failed(error)
             else:
                 backoff.succeeded()
                 pause_s = HEARTBEAT_S

@@ -136,6 +136,7 @@ class Scribe(threading.Thread):
                 self._give_up.wait(backoff.failed(error))
                 continue
             backoff.succeeded()
+            self._tell_of_stale(batch, answers)
             for (execution, entry), answer in zip(batch, answers, strict=True):
                 if answer.verdict is Verdict.LOCKED:
                     self._held_over.add((execution, entry))
@@ -144,6 +145,21 @@ class Scribe(threading.Thread):
                     self._answered(execution, entry, answer)
             break
         return True
+
+    def _tell_of_stale(self, batch: list[Pending], answers: list[Answer]) -> None:
+        """Say in one line for all of them that runs are not this worker's any more, unless it has dropped them."""
+        stale = [
+            entry.run_id
+            for (execution, entry), answer in zip(batch, answers, strict=True)
+            if answer.verdict is Verdict.STALE and not execution.dropped
+        ]
+        if stale:
+            self._logger.warning(
+                "pgworkflows: runs that are not this worker's any more: %d, %s first; what it did since their last "
+                "checkpoints is dropped, unless a flush whose answer was lost has stored it",
+                len(stale),
+                stale[0],
+            )
 
     def _wanted(self, execution: Execution, entry: Entry) -> bool:
         """Whether the run is still this worker's, for all it knows; if not, nobody needs to ask the server."""

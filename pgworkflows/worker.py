@@ -108,7 +108,7 @@ class Worker:
         try:
             self._runs_in = threading.get_ident()
             self._finished.clear()
-            self._engine.migrate()
+            self._prepare()
             self._crew = Crew(
                 self._engine, self._lanes, self._threads, self._max_runs, self._lease, self._poll_interval_s
             )
@@ -123,12 +123,23 @@ class Worker:
             self._finished.set()
             self._running.release()
 
+    def _prepare(self) -> None:
+        self._engine.migrate()
+
     def _lanes(self) -> Lanes:
         workflows = self._engine.registered
         if self._queues is not None:
             return Lanes(self._queues, workflows)
         named = {"default"} | {workflow.queue for workflow in workflows.values()}
         return Lanes(tuple(sorted(named)), workflows)
+
+
+class BackgroundWorker(Worker):
+    """The worker of `engine.start`, which has migrated: it needs no connection to begin, and so cannot fail for want of
+    one where nobody would hear of it."""
+
+    def _prepare(self) -> None:
+        pass
 
 
 class _Wishes:
