@@ -2,7 +2,7 @@
 #   make test ARGS="-k embedded -x -n 0"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model check format bench bench-soak bench-pinned bench-peers chaos lock clean
+.PHONY: help demo test test-model test-sick check format bench bench-soak bench-pinned bench-peers chaos lock clean
 
 ARGS ?=
 PYTHON ?=
@@ -25,6 +25,9 @@ test: $(STAMP) ## run the test suite on an embedded PostgreSQL, or on PGWORKFLOW
 
 test-model: $(STAMP) ## check a thousand random histories against the model of statuses (half an hour)
 	@MODEL_EXAMPLES=$${MODEL_EXAMPLES:-1000} $(BIN)/python -m pytest tests/test_model.py --timeout 0 $(ARGS)
+
+test-sick: $(STAMP) ## run the tests that take longest: a server that panics, one that never answers (needs root)
+	@$(BIN)/python -m pytest -m sick $(ARGS)
 
 check: $(STAMP) ## format, lint, types and migrations, changing nothing
 	$(BIN)/ruff format --check .

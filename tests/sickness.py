@@ -7,6 +7,7 @@ import logging
 import os
 import re
 import socket
+import subprocess
 import threading
 import time
 from collections import Counter
@@ -17,6 +18,7 @@ from typing import Any
 from uuid import UUID
 
 import psycopg
+import pytest
 from waiting import until
 from working import rows, working
 
@@ -36,6 +38,17 @@ ROLES = {
 """The threads of a worker that speak to the server all the time, as its log calls them."""
 
 
+class Recorder(logging.Handler):
+    """Keeps what is logged."""
+
+    def __init__(self, records: list[logging.LogRecord]) -> None:
+        super().__init__()
+        self._records = records
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._records.append(record)
+
+
 class Patient:
     """A worker in a thread, with runs of three steps. Each call is one line of a file, for the database is sick; step
     b waits at a door. What the worker logs goes to a logger of its own."""
@@ -53,9 +66,7 @@ class Patient:
         self._name = name
         logger = logging.getLogger(f"sick.{name}")
         logger.setLevel(logging.INFO)
-        handler = logging.Handler()
-        handler.emit = self.records.append  # type: ignore[method-assign]  # a handler of one line
-        logger.handlers = [handler]
+        logger.handlers = [Recorder(self.records)]
         self.engine = WorkflowEngine(url, workflows=[self._workflow()], logger=logger)
 
     def _workflow(self) -> Any:
@@ -276,3 +287,30 @@ def proxy(server: EmbeddedPostgres, directory: Path) -> Generator[Proxy]:
         yield made
     finally:
         made.close()
+
+
+@contextmanager
+def small_disk(directory: Path, megabytes: int, owner: int) -> Generator[Path]:
+    """A file system in memory of so many megabytes. Skips the test where it cannot be had."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can mount a small file system")
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m,mode=0700,uid={owner}", "tmpfs", str(directory)]
+    done = subprocess.run(mount, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.skip(f"no small file system could be mounted: {done.stderr.strip()}")
+    try:
+        yield directory
+    finally:
+        subprocess.run(["umount", "--lazy", str(directory)], check=True)
+
+
+def fill_disk(directory: Path) -> Path:
+    """Leave not a byte free: the file to delete."""
+    ballast = directory / "ballast"
+    with ballast.open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(65536))
+    with ballast.open("ab", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(b"\0")
+    return ballast

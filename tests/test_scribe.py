@@ -1,15 +1,25 @@
-"""What the journal's thread does with entries that meet a lock."""
+"""What the journal's thread does with entries that meet a lock, or are not wanted any more."""
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 from uuid import uuid4
 
 import pytest
+from working import HandWorker
 
-from pgworkflows import scribe
-from pgworkflows.journal import Entry
-from pgworkflows.scribe import HeldOver, Pending
+from pgworkflows import Step, Steps, WorkflowClient, scribe, workflow
+from pgworkflows.claims import WorkerConnection
+from pgworkflows.holdings import Holdings
+from pgworkflows.journal import Entry, Verdict
+from pgworkflows.runner import Execution
+from pgworkflows.scribe import HeldOver, Pending, Scribe
+
+
+@workflow("quick")
+def quick(step: Step, input: int) -> Steps[int]:
+    return (yield from step.run("only", int, input))
 
 
 class Clock:
@@ -63,3 +73,31 @@ def test_the_pauses_of_one_run_are_not_those_of_another_or_of_its_next_entry(clo
     held.settle(first[1])
     held.add(first)
     assert held.rest_s() == pytest.approx(0.05)
+
+
+def test_many_runs_that_were_taken_over_are_one_line(database_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    """A worker that was cut off for long holds as many outcomes as runs."""
+    with WorkflowClient(database_url) as client:
+        client.start_workflows("quick", list(range(50)))
+    with HandWorker(database_url, ["quick"]) as cut_off, HandWorker(database_url, ["quick"]) as other:
+        runs = cut_off.claim(50).runs
+        cut_off.die()
+        assert other.take_over() == 50
+        holdings = Holdings()
+        holdings.worker_id = cut_off.id
+        answers: list[Verdict] = []
+        writes = Scribe(
+            WorkerConnection(database_url, "pgworkflows"),
+            holdings,
+            lambda execution, entry, answer: answers.append(answer.verdict),
+            logging.getLogger("pgworkflows"),
+            "test",
+        )
+        for run in runs:
+            execution = Execution(run, quick, logging.getLogger("pgworkflows"))
+            writes.submit(execution, execution.release_entry())
+        writes.start()
+        writes.close(20)
+    assert answers == [Verdict.STALE] * 50
+    [message] = caplog.messages
+    assert f"not this worker's any more: 50, {runs[0].run_id} first" in message

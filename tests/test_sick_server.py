@@ -11,11 +11,12 @@ from typing import Any
 import psycopg
 import pytest
 from conftest import SETTINGS, Databases
-from sickness import MAX_RUNS, ROLES, Attempts, Patient, Proxy, crowd, end_sessions, proxy
+from sickness import MAX_RUNS, ROLES, Attempts, Patient, Proxy, crowd, end_sessions, fill_disk, proxy, small_disk
 from waiting import until
 from working import rows, working
 
 from pgworkflows import ConfigurationError, EmbeddedPostgres, WorkflowClient, WorkflowEngine
+from pgworkflows.embedded.account import account_for
 from pgworkflows.embedded.place import CONTROL
 from pgworkflows.migrate import migrate
 
@@ -94,9 +95,8 @@ class TestOutOfConnections:
                 patient.door.set()
                 until(lambda: patient.complaining() >= ROLES, "it complains")
                 until(lambda: attempts.count() >= 20, "it tries again")
-                with WorkflowClient(patient.url) as client:
-                    with pytest.raises(ConfigurationError, match="cannot connect to PostgreSQL: .*connection slots"):
-                        client.start_workflow("patient", 0)
+                with pytest.raises(ConfigurationError, match="cannot connect to PostgreSQL: .*connection slots"):
+                    WorkflowClient(patient.url).start_workflow("patient", 0)
                 assert patient.held() <= MAX_RUNS
                 assert sum(patient.calls().values()) <= len(patient.at_door) + 2 * MAX_RUNS
             attempts.check_pace()
@@ -429,3 +429,99 @@ class TestSilence:
         }
         assert len(stored) == 18
         assert max(cut_off.calls().values()) == 2
+
+
+class TestAFullDisk:
+    """SQLSTATE 53100."""
+
+    def test_of_the_data_outcomes_wait_until_there_is_room(
+        self,
+        clinic: tuple[Databases, str],
+        sick_server: EmbeddedPostgres,
+        make_directory: Callable[[], Path],
+        tmp_path: Path,
+    ) -> None:
+        databases, template = clinic
+        owner = sick_server.data_dir.stat().st_uid
+        with small_disk(make_directory(), 40, owner) as disk, ExitStack() as stack:
+            rows(sick_server.url, f"create tablespace small location '{disk}'")
+            stack.callback(rows, sick_server.url, "drop tablespace small")
+            name = f"{template}_small"
+            rows(sick_server.url, f"create database {name} template {template} tablespace small strategy wal_log")
+            stack.callback(databases.drop, name)
+            patient = Patient(databases.url_for(name).replace("//postgres@", "//app@"), tmp_path / "ledger")
+            with patient.at_work(size=40_000):
+                ballast = fill_disk(disk)
+                attempts = Attempts(sick_server, "app")
+                patient.door.set()
+                until(lambda: "writing the outcomes of steps" in patient.complaining(), "it complains")
+                until(lambda: attempts.count() >= 4, "it tries again")
+                assert patient.held() <= MAX_RUNS
+                calls = sum(patient.calls().values())
+                until(lambda: attempts.count() >= 5, "it tries again")
+                assert sum(patient.calls().values()) <= calls + MAX_RUNS
+                attempts.check_pace()
+
+                def start_until_full() -> None:
+                    for _ in range(1000):
+                        patient.start(1)
+
+                with pytest.raises(psycopg.errors.DiskFull, match="No space left on device"):
+                    start_until_full()
+                ballast.unlink()
+                patient.await_recovery()
+                patient.check_words("No space left on device", {"writing the outcomes of steps"})
+            patient.check_ledger()
+
+    @pytest.mark.sick
+    def test_of_the_log_ends_the_server_and_nothing_is_lost(
+        self, make_directory: Callable[[], Path], tmp_path: Path
+    ) -> None:
+        """It panics, and cannot recover until somebody has made room."""
+        owner = account_for(None)
+        with small_disk(make_directory(), 160, 0 if owner is None else owner.uid) as disk:
+            settings = {"max_wal_size": "32MB", "min_wal_size": "32MB", "autovacuum": "off"}
+            with EmbeddedPostgres(disk, settings=settings) as server:
+                migrate(server.url)
+                patient = Patient(server.url, tmp_path / "ledger")
+                with patient.at_work(size=40_000):
+                    ballast = fill_disk(disk)
+                    patient.door.set()
+                    until(lambda: self.write_until_it_panics(server.url), "it panics", within_s=60)
+                    until(lambda: patient.complaining() >= ROLES, "it complains")
+                    log = disk / CONTROL / "server.log"
+                    until(lambda: "shutting down due to startup process failure" in log.read_text(), "it gives up")
+                    assert patient.held() <= MAX_RUNS
+                    calls = sum(patient.calls().values())
+                    time.sleep(5)  # so long nobody is there to be waited for
+                    assert sum(patient.calls().values()) <= calls + MAX_RUNS
+                    ballast.unlink()
+                    server.restart()
+                    patient.await_recovery()
+                    patient.check_words("", ())
+                patient.check_ledger()
+
+    @staticmethod
+    def write_until_it_panics(url: str) -> bool:
+        try:
+            with psycopg.connect(url, autocommit=True) as conn:
+                conn.execute("select pg_logical_emit_message(false, 'ballast', repeat('x', 1000000))")
+        except psycopg.OperationalError as error:
+            return not isinstance(error, psycopg.errors.DiskFull)
+        return False
+
+
+@pytest.mark.sick
+def test_a_worker_that_is_told_to_stop_ends_although_the_server_is_silent(
+    sick_server: EmbeddedPostgres, make_directory: Callable[[], Path], database: str, tmp_path: Path
+) -> None:
+    with proxy(sick_server, make_directory()) as between:
+        url = f"postgresql://app@/{database}?host={between.directory}&port=5432&connect_timeout=2"
+        patient = Patient(url, tmp_path / "ledger", grace="1s")
+        with patient.at_work() as worker:
+            between.hold()
+            patient.door.set()
+            worker.stop()  # returns
+            assert patient.said("the worker could not sign off: the server does not answer")
+            between.flow()
+            between.cut()
