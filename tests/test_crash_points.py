@@ -174,7 +174,7 @@ class View:
 
     def await_silence(self) -> None:
         """Until the server has finished with what those sent who were killed."""
-        query = "select from pg_stat_activity where application_name = 'doomed' and datname = current_database()"
+        query = "select 1 from pg_stat_activity where application_name = 'doomed' and datname = current_database()"
         until(lambda: not self._conn.execute(query).fetchall(), "the sessions end")
 
 
@@ -419,7 +419,7 @@ def test_a_start_in_the_callers_transaction_is_nothing_until_that_commits(databa
     assert perform(acts) == [-signal.SIGKILL] * len(acts)
     with closing(View(database_url)) as view:
         view.await_silence()
-    assert rows(database_url, "select from pgworkflows.runs") == []
+    assert rows(database_url, "select 1 from pgworkflows.runs") == []
     assert perform([act]) == [0]
     assert rows(database_url, "select status from pgworkflows.runs") == [("pending",)]
 

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import signal
+import socket
 import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing, suppress
+from statistics import median
 from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
 import pytest
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from waiting import until
 from working import HandWorker, WorkerProcesses, rows, value, worker_processes, working
 
 from pgworkflows import RunStatus, Step, Steps, WorkflowClient, WorkflowEngine, claims, heartbeat, peers, workflow
+
+HEARTBEAT_S = heartbeat.HEARTBEAT_S
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +98,173 @@ class TestAKilledProcess:
         until(lambda: len(processes.calls(killer.id)) == 3, "the run kills again")
         # The completed step is not repeated, whatever its successor does.
         assert [step for step, _ in processes.calls(killer.id)] == ["before", "die", "die"]
+
+    def test_a_hundred_runs_in_flight_go_on_within_three_seconds_and_the_last_within_five(
+        self, client: WorkflowClient, processes: WorkerProcesses, database_url: str
+    ) -> None:
+        """At default settings, but for the threads of the one that dies: all of its runs are in a step."""
+        victim = processes.start(threads=100)
+        victim.await_registration()
+        runs = client.start_workflows("story", [{"steps": ["a", "b"], "gated": ["b"]}] * 100)
+        until(lambda: Counter(step for step, _ in processes.calls())["b"] == 100, "all are in their second step")
+        until(lambda: value(database_url, "select count(*) from pgworkflows.steps") == 100, "the first is stored")
+        heir = processes.start()
+        heir.await_registration()
+        killed_at = value(database_url, "select clock_timestamp()")
+        victim.send(signal.SIGKILL)
+        processes.open_gate("b")
+        until(lambda: not rows(database_url, "select 1 from pgworkflows.queue"), "all have ended", within_s=30)
+        second = "select extract(epoch from completed_at - %s)::float8 from pgworkflows.steps where step_id = 'b'"
+        delays_s = [delay_s for (delay_s,) in rows(database_url, second, killed_at)]
+        print(f"100 runs went on after: median {median(delays_s):.2f} s, last {max(delays_s):.2f} s")
+        assert {(client.get_run(run.id).status, *client.get_run(run.id).output) for run in runs} == {
+            (RunStatus.COMPLETED, victim.pid, heir.pid)
+        }
+        assert len(processes.calls()) == 300
+        assert median(delays_s) <= 3
+        assert max(delays_s) <= 5
+
+
+class TestABusyProcess:
+    def test_a_step_that_lets_no_heart_beat_keeps_its_run(
+        self, client: WorkflowClient, processes: WorkerProcesses, database_url: str
+    ) -> None:
+        """It holds Python's global lock for many heartbeats and twice the silence after which a process that is gone
+        counts as dead. Its session holds the worker's advisory lock: it lives."""
+        busy = processes.start()
+        worker_id = busy.await_registration()
+        run = client.start_workflow("holder", 2 * int(peers.SILENCE_S))
+        until(lambda: processes.calls(run.id), "it is in its step")
+        other = processes.start()
+        other.await_registration()
+        beats = "select beats from pgworkflows.workers where id = %s"
+        silent_since = value(database_url, beats, worker_id)
+        seen = value(database_url, "select beats from pgworkflows.workers where id <> %s", worker_id)
+        until(
+            lambda: value(database_url, "select beats from pgworkflows.workers where id <> %s", worker_id) > seen + 2,
+            "the other looks at it",
+        )
+        assert value(database_url, beats, worker_id) <= silent_since + 1
+        assert client.wait_for_run(run.id, timeout=30).output == [busy.pid, busy.pid]
+        assert processes.calls(run.id) == [("hold", busy.pid), ("after", busy.pid)]
+        assert busy.registered() == [(worker_id,)]
+        assert value(database_url, "select max(interruptions) from pgworkflows.queue") is None
+
+
+class Wire:
+    """A TCP proxy in front of the server, which can be cut: then nothing passes, and no end of it is told to the other,
+    as when a host vanishes, or the way to it."""
+
+    def __init__(self, url: str) -> None:
+        self._server = url
+        self._open = threading.Event()
+        self._open.set()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._sockets = [self._listener]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @property
+    def url(self) -> str:
+        host, port = self._listener.getsockname()
+        return make_conninfo(self._server, host=host, port=port)
+
+    def cut(self) -> None:
+        self._open.clear()
+
+    def mend(self) -> None:
+        self._open.set()
+
+    def close(self) -> None:
+        self._open.set()
+        for each in self._sockets:
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+            each.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = self._connect()
+                self._sockets += [near, far]
+                for source, target in ((near, far), (far, near)):
+                    threading.Thread(target=self._pass, args=(source, target), daemon=True).start()
+
+    def _connect(self) -> socket.socket:
+        where = conninfo_to_dict(self._server)
+        host, port = str(where.get("host") or "localhost"), int(where.get("port") or 5432)
+        if not host.startswith("/"):
+            return socket.create_connection((host, port))
+        far = socket.socket(socket.AF_UNIX)
+        far.connect(f"{host}/.s.PGSQL.{port}")
+        return far
+
+    def _pass(self, source: socket.socket, target: socket.socket) -> None:
+        with suppress(OSError):
+            while data := source.recv(65536):
+                self._open.wait()
+                target.sendall(data)
+            self._open.wait()
+            target.shutdown(socket.SHUT_WR)
+
+
+@pytest.fixture
+def wire(database_url: str) -> Iterator[Wire]:
+    with closing(Wire(database_url)) as wire:
+        yield wire
+
+
+class TestAHostThatVanishes:
+    """Without closing its sockets: for the server its sessions live on, and hold the worker's lock."""
+
+    LOCKED = (
+        "select exists (select from pg_locks where locktype = 'advisory' "
+        "and classid::bigint << 32 | objid::bigint = pgworkflows.worker_lock_key(%s))"
+    )
+
+    def test_its_runs_go_on_elsewhere_when_its_lease_has_run_out(
+        self, client: WorkflowClient, processes: WorkerProcesses, database_url: str, wire: Wire
+    ) -> None:
+        vanished = processes.start(wire.url, lease="2s")
+        worker_id = vanished.await_registration()
+        run = client.start_workflow("story", {"steps": ["a", "b"], "gated": ["b"]})
+        until(lambda: len(processes.calls(run.id)) == 2, "it is in its second step")
+        other = processes.start()
+        other.await_registration()
+        wire.cut()
+        vanished.send(signal.SIGKILL)
+        cut_at = time.monotonic()
+        processes.open_gate("b")
+        until(lambda: not vanished.registered(), "its lease runs out")
+        assert time.monotonic() - cut_at >= 2 - HEARTBEAT_S
+        assert value(database_url, self.LOCKED, worker_id), "the server knows nothing of its end"
+        assert client.wait_for_run(run.id, timeout=30).output == [vanished.pid, other.pid]
+        assert processes.calls(run.id) == [("a", vanished.pid), ("b", vanished.pid), ("b", other.pid)]
+
+    def test_if_only_the_way_to_it_was_cut_it_writes_nothing_when_it_is_back_and_works_on(
+        self, client: WorkflowClient, processes: WorkerProcesses, database_url: str, wire: Wire
+    ) -> None:
+        cut_off = processes.start(wire.url, lease="2s")
+        worker_id = cut_off.await_registration()
+        run = client.start_workflow("story", {"steps": ["a", "b", "c"], "gated": ["b"]})
+        until(lambda: len(processes.calls(run.id)) == 2, "it is in its second step")
+        other = processes.start()
+        other.await_registration()
+        wire.cut()
+        until(lambda: not cut_off.registered(), "its lease runs out")
+        processes.open_gate("b")
+        assert client.wait_for_run(run.id, timeout=30).output == [cut_off.pid, other.pid, other.pid]
+        done = client.get_run(run.id), client.get_steps(run.id)
+        wire.mend()
+        # Its step has returned meanwhile; what it wrote of it arrives now.
+        [(again,)] = until(cut_off.registered, "it registers anew")
+        assert again != worker_id
+        assert (client.get_run(run.id), client.get_steps(run.id)) == done
+        other.send(signal.SIGTERM)
+        assert other.end() == 0
+        new = client.start_workflow("story", {"steps": ["a"]})
+        assert client.wait_for_run(new.id, timeout=30).output == [cut_off.pid]
+        assert "was declared dead" in cut_off.said()
 
 
 class TestAFrozenProcess:

@@ -291,7 +291,7 @@ def work(act: Mapping[str, Any]) -> None:
 def settled(lanes: list[str], _until: str) -> bool:
     """Whether all runs of the lanes have ended, or wait for somebody."""
     return not select(
-        "select from pgworkflows.queue where queue = any (%s) and status <> 'paused' "
+        "select 1 from pgworkflows.queue where queue = any (%s) and status <> 'paused' "
         "and not (status = 'waiting' and wait_kind = 'event')",
         lanes,
     )
@@ -306,7 +306,7 @@ def be_the_world(client: WorkflowClient, lanes: list[str]) -> bool:
                 client.resume_workflow(run_id)
             elif event == "go":
                 client.trigger_event(run_id, "go", 7, idempotency_key="go")
-    overdue = "select from pgworkflows.schedules where since < now() - interval '300 days'"
+    overdue = "select 1 from pgworkflows.schedules where since < now() - interval '300 days'"
     return not waiting and not select(overdue)
 
 

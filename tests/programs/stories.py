@@ -3,6 +3,7 @@ process, and wait at gates that a test opens."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import time
@@ -36,6 +37,13 @@ def call(gated: bool) -> int:
     return os.getpid()
 
 
+def hold_the_lock_of_python(seconds: int) -> int:
+    """Note the call; let no other thread of the process run for so long, nor its heart beat; the process id."""
+    pid = call(False)
+    ctypes.PyDLL(None).sleep(seconds)
+    return pid
+
+
 def die() -> None:
     call(False)
     os.kill(os.getpid(), signal.SIGKILL)
@@ -55,4 +63,10 @@ def killer(step: Step) -> Steps[None]:
     yield step.run("die", die)
 
 
-WORKFLOWS: list[Workflow[Any, Any]] = [story, killer]
+@workflow("holder")
+def holder(step: Step, input: int) -> Steps[list[int]]:
+    first = yield step.run("hold", hold_the_lock_of_python, input)
+    return [first, (yield step.run("after", call, False))]
+
+
+WORKFLOWS: list[Workflow[Any, Any]] = [story, killer, holder]
