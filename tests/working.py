@@ -93,14 +93,15 @@ def working(engine: WorkflowEngine, **options: Any) -> Generator[Worker]:
 
 
 class WorkerProcess:
-    """`worker.run_forever()` in a process, with the workflows of tests/programs/stories.py."""
+    """`worker.run_forever()` in a process, with the workflows of tests/programs/stories.py, or those of `release.py` in
+    a folder."""
 
-    def __init__(self, url: str, way: str | None = None, **options: Any) -> None:
+    def __init__(self, url: str, way: str | None = None, release: Path | None = None, **options: Any) -> None:
         """`way`: another connection string, by which it gets there."""
         self._url = url
         self._log = tempfile.NamedTemporaryFile("a")  # noqa: SIM115  (closed when the process has ended)
         self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), way or url, json.dumps(options)],
+            [sys.executable, str(PROGRAM), way or url, json.dumps(options), *([release] if release else [])],
             cwd=ROOT,
             stdin=subprocess.DEVNULL,
             stderr=self._log,
@@ -166,8 +167,8 @@ class WorkerProcesses:
         self._url = url
         self.started: list[WorkerProcess] = []
 
-    def start(self, way: str | None = None, **options: Any) -> WorkerProcess:
-        process = WorkerProcess(self._url, way, **options)
+    def start(self, way: str | None = None, release: Path | None = None, **options: Any) -> WorkerProcess:
+        process = WorkerProcess(self._url, way, release, **options)
         self.started.append(process)
         return process
 

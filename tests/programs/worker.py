@@ -1,8 +1,10 @@
 """A worker process to be stopped, killed or frozen.
 
-usage: python worker.py URL OPTIONS   (OPTIONS: those of Worker, and the keys of its codec if it has one, as JSON)
+usage: python worker.py URL OPTIONS [FOLDER]   (OPTIONS: those of Worker, and the keys of its codec if it has one, as
+JSON; FOLDER: where another release of the application is, a release.py with WORKFLOWS)
 """
 
+import importlib
 import json
 import logging
 import sys
@@ -14,6 +16,8 @@ from pgworkflows import WorkflowEngine
 logging.basicConfig(level=logging.INFO)
 url, options = sys.argv[1], json.loads(sys.argv[2])
 stories.url = url
+sys.path[:0] = sys.argv[3:]
+workflows = importlib.import_module("release").WORKFLOWS if sys.argv[3:] else stories.WORKFLOWS
 keys = options.pop("keys", None)
 if keys is None:
     codec = None
@@ -21,5 +25,5 @@ else:
     from examples.encrypted_payloads.codecs import FernetCodec
 
     codec = FernetCodec(*keys)
-with WorkflowEngine(url, workflows=stories.WORKFLOWS, codec=codec) as engine:
+with WorkflowEngine(url, workflows=workflows, codec=codec) as engine:
     engine.worker(**options).run_forever()
