@@ -799,6 +799,23 @@ def test_a_child_that_ends_while_its_parent_is_in_hand_is_not_missed(engine: Wor
     assert engine.get_run(run.id).status is RunStatus.FAILED
 
 
+def test_a_child_that_ends_in_the_flush_in_which_its_parent_suspends_is_not_missed(engine: WorkflowEngine) -> None:
+    """Both change the parent's row in the queue."""
+    run, waiting = begun(engine, parent)
+    engine.pause_workflow(run.id)
+    engine.resume_workflow(run.id)
+    engine.trigger_event(waiting.id, "go")
+    with HandWorker(engine.conninfo, ["parent", waiting.workflow_id]) as worker:
+        claimed = {each.workflow_id: each for each in worker.claim().runs}
+        suspend = first_entry(claimed["parent"], parent)
+        end = first_entry(claimed[waiting.workflow_id], patient)
+        assert (suspend.action, end.action) == ("suspend", "complete")
+        assert worker.write(suspend, end) == [WRITTEN, WRITTEN]
+    assert engine.get_run(run.id).status is RunStatus.PENDING
+    idle(engine)
+    assert engine.get_run(run.id).output == "went"
+
+
 def test_a_suspend_that_is_sent_again_begins_no_second_child(engine: WorkflowEngine) -> None:
     run = engine.start_workflow(careful_parent)
     with HandWorker(engine.conninfo, ["careful-parent"]) as worker:
