@@ -88,15 +88,13 @@ WAKERS: dict[str, Callable[[WorkflowClient, UUID], object]] = {
     "event": lambda client, run_id: client.trigger_event(run_id, "go"),
     "fast forward": lambda client, run_id: client.fast_forward_workflow(run_id),
     "resume": lambda client, run_id: (client.pause_workflow(run_id), client.resume_workflow(run_id)),
-    "retry": lambda client, run_id: (client.cancel_workflow(run_id), client.retry_workflow(run_id)),
 }
 
 
 @pytest.mark.parametrize("name", WAKERS)
-def test_whatever_may_end_a_wait_raises_the_signal_and_is_not_lost_in_the_suspend(
+def test_whatever_may_end_a_wait_raises_the_signal_of_its_run(
     name: str, client: WorkflowClient, worker: HandWorker, database_url: str
 ) -> None:
-    """The worker claims the run once more before it is woken, and suspends it after that: it is ready at once."""
     run_id = client.start_workflow("plan").id
     worker.write(suspension(worker.claim_one()))
     signal = value(database_url, "select signal from pgworkflows.queue")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import threading
@@ -9,6 +10,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from math import ceil
+from pathlib import Path
 from statistics import median
 from typing import Any
 from uuid import UUID, uuid4
@@ -127,28 +130,30 @@ class TestAKilledProcess:
 
 class TestABusyProcess:
     def test_a_step_that_lets_no_heart_beat_keeps_its_run(
-        self, client: WorkflowClient, processes: WorkerProcesses, database_url: str
+        self, client: WorkflowClient, processes: WorkerProcesses, database_url: str, tmp_path: Path
     ) -> None:
-        """It holds Python's global lock for many heartbeats and twice the silence after which a process that is gone
-        counts as dead. Its session holds the worker's advisory lock: it lives."""
+        """It holds Python's global lock for longer than the silence after which a process that is gone counts as dead.
+        Its session holds the worker's advisory lock: it lives."""
+        gate = tmp_path / "gate"
+        os.mkfifo(gate)
         busy = processes.start()
-        worker_id = busy.await_registration()
-        run = client.start_workflow("holder", 2 * int(peers.SILENCE_S))
+        busy_id = busy.await_registration()
+        run = client.start_workflow("holder", str(gate))
         until(lambda: processes.calls(run.id), "it is in its step")
         other = processes.start()
-        other.await_registration()
-        beats = "select beats from pgworkflows.workers where id = %s"
-        silent_since = value(database_url, beats, worker_id)
-        seen = value(database_url, "select beats from pgworkflows.workers where id <> %s", worker_id)
-        until(
-            lambda: value(database_url, "select beats from pgworkflows.workers where id <> %s", worker_id) > seen + 2,
-            "the other looks at it",
-        )
-        assert value(database_url, beats, worker_id) <= silent_since + 1
+        other_id = other.await_registration()
+
+        def beats_of(worker_id: UUID) -> int:
+            return int(value(database_url, "select beats from pgworkflows.workers where id = %s", worker_id))
+
+        silent_since, seen = beats_of(busy_id), beats_of(other_id)
+        looks = ceil(peers.SILENCE_S / HEARTBEAT_S) + 3
+        until(lambda: beats_of(other_id) >= seen + looks, "the other looks at it for long enough")
+        assert beats_of(busy_id) <= silent_since + 1
+        gate.write_text("!")
         assert client.wait_for_run(run.id, timeout=30).output == [busy.pid, busy.pid]
         assert processes.calls(run.id) == [("hold", busy.pid), ("after", busy.pid)]
-        assert busy.registered() == [(worker_id,)]
-        assert value(database_url, "select max(interruptions) from pgworkflows.queue") is None
+        assert busy.registered() == [(busy_id,)]
 
 
 class Wire:

@@ -37,10 +37,12 @@ def call(gated: bool) -> int:
     return os.getpid()
 
 
-def hold_the_lock_of_python(seconds: int) -> int:
-    """Note the call; let no other thread of the process run for so long, nor its heart beat; the process id."""
+def hold_the_lock_of_python(fifo: str) -> int:
+    """Note the call; let no other thread of the process run, nor its heart beat, until something comes; the process
+    id."""
     pid = call(False)
-    ctypes.PyDLL(None).sleep(seconds)
+    gate = os.open(fifo, os.O_RDWR)
+    ctypes.PyDLL(None).read(gate, ctypes.create_string_buffer(1), 1)
     return pid
 
 
@@ -64,7 +66,7 @@ def killer(step: Step) -> Steps[None]:
 
 
 @workflow("holder")
-def holder(step: Step, input: int) -> Steps[list[int]]:
+def holder(step: Step, input: str) -> Steps[list[int]]:
     first = yield step.run("hold", hold_the_lock_of_python, input)
     return [first, (yield step.run("after", call, False))]
 
