@@ -175,7 +175,8 @@ class Dispatcher(threading.Thread):
         if not capacity and not self._in_doubt and time.monotonic() < self._due_at:
             self._holdings.bell.wait(BRIEFLY_FULL_S if self._pace.turning else FULL_S)
             return
-        claim = self._claim(lanes, worker_id, capacity, empty_handed)
+        since = self._low_water.since(time.monotonic())
+        claim = self._claim(lanes, worker_id, capacity, empty_handed, since)
         self._in_doubt = False
         if not claim.alive:
             self._holdings.die(worker_id, self._logger)
@@ -187,8 +188,12 @@ class Dispatcher(threading.Thread):
             self._look_s = FIRST_LOOK_S
             self._most = min(self._max_runs, self._most * 2)
         elif capacity:
-            if empty_handed and not claim.suspects and not claim.held:
-                self.idle.set()
+            if empty_handed and not claim.suspects and not claim.held and not self.idle.is_set():
+                # A run with a head start that nobody had before may lie below the mark: the next look tells.
+                if since is None:
+                    self.idle.set()
+                else:
+                    self._low_water.forget()
             self._rest(lanes, claim)
 
     def _register(self) -> None:
@@ -215,9 +220,8 @@ class Dispatcher(threading.Thread):
         room = self._pool.free + self._pace.expected() - self._pool.waiting
         return max(0, min(room, self._max_runs - len(self._holdings.executions), self._most))
 
-    def _claim(self, lanes: Lanes, worker_id: UUID, capacity: int, empty_handed: bool) -> Claim:
+    def _claim(self, lanes: Lanes, worker_id: UUID, capacity: int, empty_handed: bool, since: str | None) -> Claim:
         waking = bool(self._announced) and self._worked_at > self._announced_at
-        since = self._low_water.since(time.monotonic())
         try:
             claim = claims.claim(
                 self._conn,

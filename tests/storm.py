@@ -288,7 +288,7 @@ class Storm:
         """Time and old age come over everything."""
         with WorkflowClient(self.url) as client, psycopg.connect(self.url, autocommit=True) as conn:
             while not self._over.is_set():
-                conn.execute("select pgworkflows.wake_due()")
+                conn.execute("select pgworkflows.wake_due('-infinity')")
                 conn.execute("select pgworkflows.take_over()")
                 if dice.random() < 0.2:
                     self.happened["pruned"] += client.prune(older_than=0.2)

@@ -621,10 +621,10 @@ def test_a_timeout_waits_while_somebody_holds_a_row_of_the_family(engine: Workfl
         conn.execute("update pgworkflows.queue set timeout_at = now() where run_id = %s", [runs[1].id])
         other.execute("select from pgworkflows.queue where run_id = %s for update", [runs[relative].id])
         conn.execute("set lock_timeout = '1 s'")
-        conn.execute("select pgworkflows.wake_due()")
+        conn.execute("select pgworkflows.wake_due('-infinity')")
         assert engine.get_run(runs[1].id).status is RunStatus.WAITING
         other.rollback()
-        conn.execute("select pgworkflows.wake_due()")
+        conn.execute("select pgworkflows.wake_due('-infinity')")
     found = [engine.get_run(run.id).status for run in runs]
     assert found == [RunStatus.PENDING, RunStatus.FAILED, RunStatus.CANCELLED]
 
@@ -880,7 +880,7 @@ def cancelled(engine: WorkflowEngine, child: WorkflowRun, conn: psycopg.Connecti
 
 def out_of_time(engine: WorkflowEngine, child: WorkflowRun, conn: psycopg.Connection) -> None:
     rows(engine.conninfo, "update pgworkflows.queue set timeout_at = now() where run_id = %s", child.id)
-    conn.execute("select pgworkflows.wake_due()")
+    conn.execute("select pgworkflows.wake_due('-infinity')")
 
 
 def completed(engine: WorkflowEngine, child: WorkflowRun, conn: psycopg.Connection) -> None:
@@ -999,7 +999,7 @@ def test_the_end_of_a_claim_to_a_child_that_ran_out_of_time_waits_for_nobody(eng
     with HandWorker(engine.conninfo, ["patient"]) as worker, psycopg.connect(engine.conninfo) as conn:
         worker.claim_one()
         rows(engine.conninfo, "update pgworkflows.queue set timeout_at = now() where run_id = %s", child.id)
-        rows(engine.conninfo, "select pgworkflows.wake_due()")
+        rows(engine.conninfo, "select pgworkflows.wake_due('-infinity')")
         assert engine.get_run(child.id).status is RunStatus.FAILED
         engine.trigger_event(run.id, "unheard", connection=conn)
         worker.die()

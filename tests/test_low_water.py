@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime
 from typing import Any
 from uuid import UUID, uuid4
@@ -266,3 +267,25 @@ def test_a_quick_look_gives_no_mark(database_url: str, client: WorkflowClient, c
     # Another program may keep the processor for longer than that, but not each time.
     until(lambda: claimant.claim()[0]["mark"] is None, "a claim of next to nothing is quick")
     assert value(database_url, "select count(*) from pgworkflows.queue") == 1
+
+
+def test_a_worker_is_idle_only_after_a_look_everywhere(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run with a head start that nobody had when the mark was set lies below it."""
+    honest = LowWater.looked
+
+    def slow(self: LowWater, since: str | None, claim: Claim, now_s: float) -> None:
+        honest(self, since, replace(claim, looked_s=LONGEST_S, mark=value(database_url, f"{NOW}::text")), now_s)
+
+    monkeypatch.setattr(LowWater, "looked", slow)
+    with WorkflowEngine(database_url) as engine:
+
+        @workflow("starter")
+        def starter(step: Step) -> Steps[str]:
+            urgent = yield step.run("start", lambda: str(engine.start_workflow(stroll, priority=1000).id))
+            return str(urgent)
+
+        engine.register_workflow(starter)
+        engine.register_workflow(stroll)
+        run = engine.start_workflow(starter)
+        engine.worker().run_until_idle(timeout=30)
+        assert engine.get_run(engine.get_run(run.id).output).output == "done"
