@@ -2,12 +2,13 @@
 #   make test ARGS="-k embedded -x -n 0"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-model test-sick check format bench bench-soak bench-pinned bench-peers chaos lock clean
+.PHONY: help demo test test-pgbouncer test-failover test-model test-sick check format bench bench-soak bench-pinned bench-peers chaos lock clean
 
 ARGS ?=
 PYTHON ?=
 SECONDS ?=
 SEED ?=
+TRIALS ?= 3
 BIN := .venv/bin
 STAMP := .venv/installed
 CODE := $(wildcard pgworkflows tests examples bench)
@@ -28,6 +29,14 @@ test-model: $(STAMP) ## check a thousand random histories against the model of s
 
 test-sick: $(STAMP) ## run the tests that take longest: a server that panics, one that never answers (needs root)
 	@$(BIN)/python -m pytest -m sick $(ARGS)
+
+test-pgbouncer: $(STAMP) ## run the test suite through PgBouncer in transaction mode (Debian's package pgbouncer)
+	@PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null || \
+		{ echo "pgbouncer is not installed: on Debian, apt-get install pgbouncer" >&2; exit 1; }
+	@PGWORKFLOWS_TEST_POOLER=pgbouncer $(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+test-failover: $(STAMP) ## kill a primary under load and go on with its synchronous standby (TRIALS=3)
+	@TRIALS=$(TRIALS) $(BIN)/python -m pytest tests/failover.py --timeout 600 $(ARGS)
 
 check: $(STAMP) ## format, lint, types and migrations, changing nothing
 	$(BIN)/ruff format --check .

@@ -11,12 +11,13 @@ from uuid import UUID
 
 import psycopg
 
-from pgworkflows.database import Connection, Refused, Unavailable, connect_worker, sorted_out
+from pgworkflows.database import Refused, Unavailable, connect_worker, sorted_out
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.history import ChildEnd, ErrorInfo, StepKind, StepStatus, StoredChild, StoredEvent, StoredStep
 from pgworkflows.jsontext import ENCODED
 from pgworkflows.runs import RunStatus
 from pgworkflows.schema import statement
+from pgworkflows.sessions import OwnConnection
 from pgworkflows.store import interval_text, moment_from
 
 WORKER_LOCK_TIMEOUT_MS = 1000
@@ -99,23 +100,23 @@ class WorkerConnection:
     def __init__(self, conninfo: str, schema: str) -> None:
         self._conninfo = conninfo
         self._schema = schema
-        self._conn: Connection | None = None
+        self._conn: OwnConnection | None = None
 
     def fetch(self, name: str, params: Sequence[object]) -> Any:
         """The single value that the statement `name` returns. Raises Unavailable, Refused or Locked; after an error of
         the connection the next call opens a new one."""
         conn = self._open()
         try:
-            row = conn.execute(statement(name, self._schema).encode(), params, prepare=True).fetchone()
+            row = conn.run(statement(name, self._schema), params, prepare=True).fetchone()
         except UnicodeEncodeError as error:
             raise Refused(str(error)) from error
         except psycopg.Error as error:
-            if conn.closed:
-                self.close()
+            if conn.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                self.close()  # a primary that has become a standby: the next connection may find the new primary
             raise sorted_out(error) from error
         return None if row is None else row[0]
 
-    def _open(self) -> Connection:
+    def _open(self) -> OwnConnection:
         if self._conn is None:
             try:
                 self._conn = connect_worker(self._conninfo, lock_timeout_ms=WORKER_LOCK_TIMEOUT_MS)

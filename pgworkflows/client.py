@@ -36,6 +36,7 @@ class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations):
     `embedded` is installed, else ConfigurationError. With `pool`, a psycopg_pool ConnectionPool, that is used instead.
     Connections open at first use. Threads may share a client. What `plugins` inject travels with the runs it starts.
     What `codec` encodes is stored that way; it reads what bears its name, and so do `read_codecs`.
+    Where the rest goes through a connection pooler, workers listen with `listen_conninfo`, a direct connection.
     """
 
     def __init__(
@@ -47,6 +48,7 @@ class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations):
         plugins: Iterable[Plugin] = (),
         codec: PayloadCodec | None = None,
         read_codecs: Iterable[PayloadCodec] = (),
+        listen_conninfo: str | None = None,
     ) -> None:
         self.plugins = checked_plugins(plugins)
         self.payloads = Payloads(codec, read_codecs)
@@ -54,13 +56,18 @@ class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations):
         self.schema = checked_schema(schema)
         if conninfo is None and pool is None:
             conninfo = _default_conninfo()
-        self._database = Database(conninfo, pool)
+        self._database = Database(conninfo, pool, listen_conninfo)
         self._store = Store(self.schema, self.payloads)
 
     @property
     def conninfo(self) -> str:
         """What to connect with."""
         return self._database.conninfo
+
+    @property
+    def listen_conninfo(self) -> str:
+        """What workers listen with."""
+        return self._database.listen_conninfo
 
     def __enter__(self) -> Self:
         return self

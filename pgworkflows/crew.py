@@ -68,7 +68,7 @@ class Crew:
         self._pool = Pool(threads, self._work, name)
         low_water = LowWater()
         self._alarms = Alarms(name)
-        self._ear = Ear(Listener(self._conninfo, self._schema), self._holdings, self._logger, name)
+        self._ear = Ear(Listener(engine.listen_conninfo, self._schema), self._holdings, self._logger, name)
         self._heartbeat = Heartbeat(self._connection(), self._holdings, low_water, self._logger, name)
         self._scribe = Scribe(self._connection(), self._holdings, self._answered, self._logger, name)
         self._scheduler = Scheduler(self._connection(), self._holdings, lanes, self._logger, name)

@@ -16,6 +16,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from pgworkflows.connections import Connections, has_ended
 from pgworkflows.errors import ConfigurationError, SerializationError, WorkflowEngineError
+from pgworkflows.sessions import OwnConnection
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Pool = ConnectionPool[Any]
@@ -39,7 +40,8 @@ _DEFAULTS = {
 _ALWAYS = {"client_encoding": "utf8"}
 # A statement may not be repeated or reordered under a snapshot of its transaction, and an acknowledged write must be
 # on disk, whatever the server's defaults say. JSON shows times in the session's zone: UTC. Read-only stays read-only:
-# hosts make a database so whose disk is nearly full.
+# hosts make a database so whose disk is nearly full. Behind a
+# pooler nothing is set: it makes up the process id that it tells a client, and the sessions are others' as well.
 _SET_UP = """
 select set_config('default_transaction_isolation', 'read committed', false),
     set_config('timezone', 'UTC', false),
@@ -49,6 +51,7 @@ select set_config('default_transaction_isolation', 'read committed', false),
         case current_setting('synchronous_commit') when 'off' then 'on' else current_setting('synchronous_commit') end,
         false
     )
+where pg_backend_pid() = %s
 """
 # Limits that an administrator sets for others' statements would cancel a large flush again and again, and would end a
 # session that only listens. What a worker's statements may wait for, the lock timeout bounds.
@@ -109,18 +112,33 @@ def normalise(conninfo: object) -> str:
         raise ConfigurationError(
             "the connection string could not be read: use postgresql://user:password@host:port/database"
         ) from None
-    return make_conninfo("", **{**_DEFAULTS, **given, **_ALWAYS})
+    # Of several hosts, the one that can be written to.
+    several = "," in str(given.get("host") or given.get("hostaddr") or "")
+    which = {"target_session_attrs": "primary"} if several else {}
+    return make_conninfo("", **{**_DEFAULTS, **which, **given, **_ALWAYS})
 
 
-def connect(conninfo: str, *, lock_timeout_ms: int = 0) -> Connection:
+def connect(conninfo: str, *, lock_timeout_ms: int = 0) -> OwnConnection:
     """A connection of our own, in autocommit mode. Raises ConfigurationError with the server's reason."""
+    return _connect(conninfo, lock_timeout_ms, worker=False)
+
+
+def connect_worker(conninfo: str, *, lock_timeout_ms: int = 0) -> OwnConnection:
+    """The same for a worker's statements, which no default of the server's cuts short."""
+    return _connect(conninfo, lock_timeout_ms, worker=True)
+
+
+def _connect(conninfo: str, lock_timeout_ms: int, *, worker: bool) -> OwnConnection:
     given = normalise(conninfo)
     try:
-        conn = psycopg.connect(given, autocommit=True, row_factory=tuple_row)
+        conn = OwnConnection.connect(given, autocommit=True, row_factory=tuple_row)
     except psycopg.Error as error:
         raise ConfigurationError(f"cannot connect to PostgreSQL: {str(error).strip()}") from error
     try:
-        _set_up(conn, lock_timeout_ms)
+        if not conn.execute(_SET_UP, (str(lock_timeout_ms), conn.info.backend_pid)).fetchall():
+            conn.is_pooled(lock_timeout_ms=lock_timeout_ms, statement_timeout="0" if worker else None)
+        elif worker:
+            conn.execute(_SET_UP_WORKER)
     except BaseException as error:
         conn.close()
         if isinstance(error, psycopg.Error):
@@ -129,27 +147,14 @@ def connect(conninfo: str, *, lock_timeout_ms: int = 0) -> Connection:
     return conn
 
 
-def connect_worker(conninfo: str, *, lock_timeout_ms: int = 0) -> Connection:
-    """The same for a worker's statements, which no default of the server's cuts short."""
-    conn = connect(conninfo, lock_timeout_ms=lock_timeout_ms)
-    try:
-        conn.execute(_SET_UP_WORKER)
-    except psycopg.Error as error:
-        conn.close()
-        raise ConfigurationError(f"cannot set up a connection to PostgreSQL: {str(error).strip()}") from error
-    return conn
-
-
-def _set_up(conn: Connection, lock_timeout_ms: int = 0) -> None:
-    conn.execute(_SET_UP, (str(lock_timeout_ms),))
-
-
 class Database:
     """One database for a client: a pool opened at first use, and the way to connections outside it."""
 
-    def __init__(self, conninfo: str | None, pool: Pool | None) -> None:
+    def __init__(self, conninfo: str | None, pool: Pool | None, listen_conninfo: str | None = None) -> None:
         self._conninfo = None if conninfo is None else normalise(conninfo)
+        self._listen_conninfo = None if listen_conninfo is None else normalise(listen_conninfo)
         self._given = pool
+        self._given_is_pooled: bool | None = None
         self._own: Connections | None = None
         self._lock = Lock()
         self._left_behind: list[Connections] = []
@@ -164,6 +169,11 @@ class Database:
         conninfo = given() if callable(given) else given
         parameters = kwargs() if callable(kwargs) else kwargs
         return normalise(make_conninfo(normalise(conninfo), **_connect_parameters(parameters)))
+
+    @property
+    def listen_conninfo(self) -> str:
+        """What a worker listens with."""
+        return self._listen_conninfo or self.conninfo
 
     @contextmanager
     def connection(self) -> Generator[Connection]:
@@ -184,16 +194,29 @@ class Database:
         """Run one statement on a connection of the client's. Raises the library's errors where there is one."""
         with self.connection() as conn:
             try:
-                with Cursor(conn, row_factory=tuple_row) as cursor:
-                    cursor.execute(sql.encode(), params)
-                    rows = cursor.fetchall()
-                if not conn.autocommit:  # a given pool's connections may be so
-                    conn.commit()
+                if isinstance(conn, OwnConnection):
+                    return conn.run(sql, params).fetchall()
+                return self._fetch_given(conn, sql, params)
             except psycopg.Error as error:
-                if not conn.closed:
+                lost = conn.closed
+                if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                    conn.close()  # a primary that has become a standby: the next one may find the new primary
+                elif not lost:
                     conn.rollback()
-                raise explained(error, lost=conn.closed) from error
-            return rows
+                raise explained(error, lost=lost) from error
+
+    def _fetch_given(self, conn: Connection, sql: str, params: Params) -> list[Row]:
+        """On a connection of a pool that was given, which may not be in autocommit mode."""
+        with Cursor(conn, row_factory=tuple_row) as cursor:
+            if self._given_is_pooled is None:
+                found = cursor.execute("select pg_catalog.pg_backend_pid()").fetchall()
+                conn.commit()
+                self._given_is_pooled = found != [(conn.info.backend_pid,)]
+            cursor.execute(sql.encode(), params, prepare=False if self._given_is_pooled else None)
+            rows = cursor.fetchall()
+        if not conn.autocommit:
+            conn.commit()
+        return rows
 
     def close(self) -> None:
         """Close the connections, but not a pool that was given."""

@@ -162,6 +162,8 @@ class Dispatcher(threading.Thread):
         if self._closing.is_set():
             return  # the bell that has just been silenced was its
         worker_id = self._holdings.worker_id
+        if not self._holdings.registered:
+            return  # it has died in the meantime, and the id is new
         empty_handed = not self._holdings.executions
         if not lanes.workflows:
             self._in_doubt = False

@@ -40,12 +40,21 @@ class WorkflowEngine(WorkflowClient):
         retention: Duration | None = None,
         codec: PayloadCodec | None = None,
         read_codecs: Iterable[PayloadCodec] = (),
+        listen_conninfo: str | None = None,
     ) -> None:
         self.retention = None if retention is None else parse_positive_duration(retention, "retention")
         self._registry = WorkflowRegistry()
         for workflow in workflows:
             self._registry.register(workflow)
-        super().__init__(conninfo, pool=pool, schema=schema, plugins=plugins, codec=codec, read_codecs=read_codecs)
+        super().__init__(
+            conninfo,
+            pool=pool,
+            schema=schema,
+            plugins=plugins,
+            listen_conninfo=listen_conninfo,
+            codec=codec,
+            read_codecs=read_codecs,
+        )
         self.logger = logger or self.logger
         self._worker: Worker | None = None
         self._thread: threading.Thread | None = None

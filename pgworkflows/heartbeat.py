@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from uuid import UUID
 
 from pgworkflows import claims
 from pgworkflows.backoff import Backoff
@@ -42,11 +43,13 @@ class Heartbeat(threading.Thread):
         backoff = Backoff(self._logger, "the worker's heartbeat", longest_s=2 * HEARTBEAT_S)
         pause_s = HEARTBEAT_S
         while not self._closing.wait(pause_s):
+            # In this order: a new id is not registered yet, and would look dead.
+            worker_id = self._holdings.worker_id
             if not self._holdings.registered:
                 pause_s = HEARTBEAT_S / 10
                 continue
             try:
-                self._beat()
+                self._beat(worker_id)
             except Exception as error:  # whatever it is, the heart must go on
                 self._watch.interrupt()
                 self._conn.close()
@@ -56,8 +59,7 @@ class Heartbeat(threading.Thread):
                 pause_s = HEARTBEAT_S
         self._conn.close()
 
-    def _beat(self) -> None:
-        worker_id = self._holdings.worker_id
+    def _beat(self, worker_id: UUID) -> None:
         beat = claims.beat(self._conn, worker_id)
         if not beat.alive:
             self._holdings.die(worker_id, self._logger)

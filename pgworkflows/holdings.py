@@ -24,6 +24,11 @@ class Holdings:
         with self._lock:
             if worker_id != self.worker_id:
                 return False
+            former = self.executions.get(execution.run.run_id)
+            if former is not None:
+                # The database does not know of that claim any more: a failover to a standby that lacks it. Even its
+                # number may be the new one's.
+                former.drop()
             self.executions[execution.run.run_id] = execution
             return True
 

@@ -10,9 +10,14 @@ from uuid import UUID
 import psycopg
 from psycopg import sql
 
-from pgworkflows.database import Connection, Unavailable, connect_worker
+from pgworkflows.database import Unavailable, connect_worker
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.schema import statement
+from pgworkflows.sessions import OwnConnection
+
+
+class NoSession(Exception):
+    """A pooler stands before the server: there is nothing to hear behind it, and no lock to hold."""
 
 
 class Listener:
@@ -21,12 +26,12 @@ class Listener:
     def __init__(self, conninfo: str, schema: str) -> None:
         self._conninfo = conninfo
         self._schema = schema
-        self._conn: Connection | None = None
+        self._conn: OwnConnection | None = None
         self._locked: set[UUID] = set()
         self._woken, self._waker = socket.socketpair()
 
     def open(self, worker_id: UUID) -> bool:
-        """Connect and listen, and take the worker's lock; whether it was got. Raises Unavailable."""
+        """Connect and listen, and take the worker's lock; whether it was got. Raises Unavailable and NoSession."""
         try:
             return self._listen(worker_id)
         except (psycopg.Error, ConfigurationError) as error:
@@ -67,6 +72,9 @@ class Listener:
         if self._conn is None:
             self._locked.clear()
             self._conn = connect_worker(self._conninfo)
+            if self._conn.pooled:
+                self.close()
+                raise NoSession
         if worker_id not in self._locked:
             row = self._conn.execute(statement("lock_worker", self._schema).encode(), (str(worker_id),)).fetchone()
             assert row is not None

@@ -14,6 +14,7 @@ import psycopg
 from pgworkflows.database import Connection, connect, explained
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.schema import DEFAULT_SCHEMA, checked_schema, render, script, statement
+from pgworkflows.sessions import OwnConnection
 
 LOCK_TIMEOUT_MS = 2000
 LOCK_PATIENCE_S = 60.0
@@ -125,13 +126,13 @@ def _applied(conn: Connection, schema: str) -> dict[int, int]:
     return dict(applied)
 
 
-def _apply(conn: Connection, schema: str, migration: Migration) -> bool:
+def _apply(conn: OwnConnection, schema: str, migration: Migration) -> bool:
     """Run one migration unless another process has; whether it was run. Waits for the lock in short turns, so that
     nobody queues up behind a waiting lock."""
     give_up = time.monotonic() + LOCK_PATIENCE_S
     while True:
         try:
-            with conn.transaction():
+            with conn.together():
                 return _apply_locked(conn, schema, migration)
         except psycopg.errors.LockNotAvailable as error:
             if time.monotonic() > give_up:

@@ -1,7 +1,8 @@
 """The PostgreSQL that tests run on: one server a session, one migrated template, one clone of it a test.
 
 The server is embedded and temporary, or the one that PGWORKFLOWS_TEST_URL names, whose role must be allowed to create
-databases; there the session drops what it made, and what a killed session left.
+databases; there the session drops what it made, and what a killed session left. With PGWORKFLOWS_TEST_POOLER=pgbouncer
+all but the making of databases goes through PgBouncer, in transaction mode.
 """
 
 from __future__ import annotations
@@ -12,12 +13,13 @@ import secrets
 import shutil
 import tempfile
 from collections.abc import Callable, Generator, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from urllib.parse import quote, urlsplit
 
 import psycopg
 import pytest
+from bouncing import PgBouncer, pooled
 from psycopg import sql
 
 from pgworkflows.embedded import EmbeddedPostgres
@@ -35,6 +37,18 @@ SETTINGS = {
     "max_prepared_transactions": "10",
     "log_min_duration_statement": "5s",
 }
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Through PgBouncer goes what asks the session's server, but for tests that say why they cannot."""
+    if not pooled():
+        return
+    for item in items:
+        for direct in item.iter_markers("direct"):
+            item.add_marker(pytest.mark.skip(reason=f"not through a pooler: {direct.args[0]}"))
+    others = [item for item in items if "server" not in getattr(item, "fixturenames", ())]
+    config.hook.pytest_deselected(items=others)
+    items[:] = [item for item in items if item not in set(others)]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -70,14 +84,19 @@ def _room_in_memory() -> int:
 class Databases:
     """Makes and drops this session's databases over one connection, whose advisory lock says that the session lives."""
 
-    def __init__(self, server: str, admin: psycopg.Connection) -> None:
+    def __init__(self, server: str, admin: psycopg.Connection, pooler: PgBouncer | None) -> None:
         self._server = server
+        self._pooler = pooler
         self._admin = admin
         self._session = secrets.token_hex(4)
         self._count = 0
         admin.execute("SELECT pg_advisory_lock(hashtext(%s))", [self._session])
 
     def url_for(self, name: str) -> str:
+        return self.direct_url_for(name) if self._pooler is None else self._pooler.url_for(name)
+
+    def direct_url_for(self, name: str) -> str:
+        """The connection string with which no pooler stands before the server."""
         return urlsplit(self._server)._replace(path=f"/{quote(name)}").geturl()
 
     def create(self, template: str | None = None) -> str:
@@ -116,8 +135,9 @@ class Databases:
 @pytest.fixture(scope="session")
 def databases(server: str) -> Iterator[Databases]:
     """Creates further databases on the session's server."""
-    with psycopg.connect(server, autocommit=True) as admin:
-        made = Databases(server, admin)
+    with psycopg.connect(server, autocommit=True) as admin, ExitStack() as stack:
+        pooler = stack.enter_context(PgBouncer(server)) if pooled() else None
+        made = Databases(server, admin, pooler)
         made.drop_left_by_killed_sessions()
         yield made
 
@@ -129,7 +149,7 @@ def migrated_template(databases: Databases) -> Iterator[str]:
 
     name = databases.create()
     try:
-        migrate(databases.url_for(name))
+        migrate(databases.direct_url_for(name))  # a pooler would stay connected
         yield name
     finally:
         databases.drop(name)

@@ -237,7 +237,10 @@ class Storm:
             self.happened[operation] += 1
 
     def _start_and_change(self, dice: random.Random) -> None:
-        with WorkflowClient(self.url) as client, psycopg.connect(self.url, autocommit=True) as conn:
+        with (
+            WorkflowClient(self.url) as client,
+            psycopg.connect(self.url, autocommit=True, prepare_threshold=None) as conn,
+        ):
             while not self._over.is_set():
                 crowd = conn.execute("select count(*) from pgworkflows.queue").fetchall()[0][0]
                 if dice.random() < 0.3 and crowd < 60:
@@ -256,7 +259,7 @@ class Storm:
     def _change_in_transactions(self, dice: random.Random) -> None:
         """One operation each, for two may meet two others in the other order."""
         levels = psycopg.IsolationLevel
-        with WorkflowClient(self.url) as client, psycopg.connect(self.url) as conn:
+        with WorkflowClient(self.url) as client, psycopg.connect(self.url, prepare_threshold=None) as conn:
             while not self._over.is_set():
                 conn.isolation_level = dice.choice(
                     (levels.READ_COMMITTED, levels.READ_COMMITTED, levels.REPEATABLE_READ, levels.SERIALIZABLE)
@@ -286,7 +289,10 @@ class Storm:
 
     def _tidy(self, dice: random.Random) -> None:
         """Time and old age come over everything."""
-        with WorkflowClient(self.url) as client, psycopg.connect(self.url, autocommit=True) as conn:
+        with (
+            WorkflowClient(self.url) as client,
+            psycopg.connect(self.url, autocommit=True, prepare_threshold=None) as conn,
+        ):
             while not self._over.is_set():
                 conn.execute("select pgworkflows.wake_due('-infinity')")
                 conn.execute("select pgworkflows.take_over()")
@@ -373,7 +379,10 @@ class Storm:
         for thread in threads:
             thread.start()
         try:
-            with WorkflowClient(self.url) as client, psycopg.connect(self.url, autocommit=True) as conn:
+            with (
+                WorkflowClient(self.url) as client,
+                psycopg.connect(self.url, autocommit=True, prepare_threshold=None) as conn,
+            ):
                 while places := rows(self.url, "select run_id, status, wait_kind from pgworkflows.queue"):
                     if time.monotonic() > deadline:
                         self.wrongs.append(f"never ended: {places}")

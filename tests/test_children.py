@@ -35,6 +35,7 @@ from pgworkflows.claims import WORKER_LOCK_TIMEOUT_MS, ClaimedRun, WorkerConnect
 from pgworkflows.history import ErrorInfo
 from pgworkflows.journal import WRITTEN, Answer, Entry, Verdict, write
 from pgworkflows.runner import Execution
+from pgworkflows.sessions import OwnConnection
 
 
 class Order(BaseModel):
@@ -869,28 +870,28 @@ def abandoned(engine: WorkflowEngine) -> tuple[WorkflowRun, WorkflowRun]:
 class InTransaction(WorkerConnection):
     """A worker whose statements are the part of a transaction that is still open."""
 
-    def __init__(self, conn: psycopg.Connection) -> None:
+    def __init__(self, conn: OwnConnection) -> None:
         self._schema = "pgworkflows"
         self._conn = conn
 
 
-def cancelled(engine: WorkflowEngine, child: WorkflowRun, conn: psycopg.Connection) -> None:
+def cancelled(engine: WorkflowEngine, child: WorkflowRun, conn: OwnConnection) -> None:
     engine.cancel_workflow(child.id, connection=conn)
 
 
-def out_of_time(engine: WorkflowEngine, child: WorkflowRun, conn: psycopg.Connection) -> None:
+def out_of_time(engine: WorkflowEngine, child: WorkflowRun, conn: OwnConnection) -> None:
     rows(engine.conninfo, "update pgworkflows.queue set timeout_at = now() where run_id = %s", child.id)
     conn.execute("select pgworkflows.wake_due('-infinity')")
 
 
-def completed(engine: WorkflowEngine, child: WorkflowRun, conn: psycopg.Connection) -> None:
+def completed(engine: WorkflowEngine, child: WorkflowRun, conn: OwnConnection) -> None:
     engine.trigger_event(child.id, "go")
     with HandWorker(engine.conninfo, ["patient"]) as worker:
         entry = first_entry(worker.claim_one(), patient)
         assert write(InTransaction(conn), worker.id, [entry]) == [WRITTEN]
 
 
-def killed_ten_times(engine: WorkflowEngine, child: WorkflowRun, conn: psycopg.Connection) -> None:
+def killed_ten_times(engine: WorkflowEngine, child: WorkflowRun, conn: OwnConnection) -> None:
     engine.trigger_event(child.id, "go")
     with HandWorker(engine.conninfo, ["patient"]) as worker:
         worker.claim_one()
@@ -901,11 +902,11 @@ def killed_ten_times(engine: WorkflowEngine, child: WorkflowRun, conn: psycopg.C
 
 @pytest.mark.parametrize("end", [cancelled, out_of_time, completed, killed_ten_times])
 def test_a_parent_that_is_retried_while_its_child_ends_does_not_wait_for_ever(
-    engine: WorkflowEngine, end: Callable[[WorkflowEngine, WorkflowRun, psycopg.Connection], None]
+    engine: WorkflowEngine, end: Callable[[WorkflowEngine, WorkflowRun, OwnConnection], None]
 ) -> None:
     run, child = abandoned(engine)
     assert run.status is RunStatus.FAILED
-    with psycopg.connect(engine.conninfo) as conn, ThreadPoolExecutor(1) as pool:
+    with OwnConnection.connect(engine.conninfo) as conn, ThreadPoolExecutor(1) as pool:
         end(engine, child, conn)
         retried = pool.submit(engine.retry_workflow, run.id)
         with working(engine):

@@ -90,6 +90,7 @@ def test_what_the_caller_says_comes_before_our_defaults() -> None:
 # --- when it connects
 
 
+@pytest.mark.direct("looks at the sessions of connections")
 def test_a_client_connects_at_its_first_call(database_url: str) -> None:
     nowhere = WorkflowClient("postgresql://nobody@127.0.0.1:1/none")
     nowhere.close()
@@ -100,6 +101,7 @@ def test_a_client_connects_at_its_first_call(database_url: str) -> None:
     until(lambda: connections(database_url) == [], "close closes the connections")
 
 
+@pytest.mark.direct("looks at the sessions of connections")
 def test_a_closed_client_connects_again_when_it_is_used(client: WorkflowClient, database_url: str) -> None:
     run = client.start_workflow("a")
     client.close()
@@ -189,6 +191,7 @@ def test_a_pool_whose_connections_are_all_in_use_says_so(database_url: str, monk
         assert [run.workflow_id for run in client.get_runs().items] == ["slow"]
 
 
+@pytest.mark.direct("looks at the sessions of connections")
 def test_broken_connections_of_a_given_pool_are_replaced_before_use(database_url: str) -> None:
     with (
         ConnectionPool(database_url, kwargs={"application_name": "pgworkflows"}, min_size=5, open=True) as pool,
@@ -231,6 +234,7 @@ def test_calls_wait_for_a_server_that_restarts(own_server: EmbeddedPostgres) -> 
     assert found[-1] == run
 
 
+@pytest.mark.direct("looks at the sessions of connections")
 def test_connections_that_were_idle_for_long_are_closed(
     client: WorkflowClient, database_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -243,6 +247,7 @@ def test_connections_that_were_idle_for_long_are_closed(
     until(lambda: len(connections(database_url)) == 1, "only the one just used is left")
 
 
+@pytest.mark.direct("looks at the sessions of connections")
 def test_a_client_that_is_forgotten_leaves_no_connection(database_url: str) -> None:
     client = WorkflowClient(database_url)
     client.get_runs()
@@ -293,6 +298,20 @@ def test_a_forked_child_may_close_the_client(client: WorkflowClient, database_ur
     assert len(client.get_runs().items) == 2
 
 
+@pytest.mark.parametrize(
+    ("url", "wanted"),
+    [
+        ("postgresql://one/app", None),
+        ("postgresql://one,two/app", "primary"),
+        ("postgresql:///app?hostaddr=10.0.0.1,10.0.0.2", "primary"),
+        ("postgresql://one,two/app?target_session_attrs=read-write", "read-write"),
+        ("postgresql://one,two/app?target_session_attrs=any", "any"),
+    ],
+)
+def test_of_several_hosts_the_primary_is_taken(url: str, wanted: str | None) -> None:
+    assert conninfo_to_dict(normalise(url)).get("target_session_attrs") == wanted
+
+
 # --- settings
 
 
@@ -314,6 +333,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.direct("settings of a database reach new sessions only")
 def test_defaults_of_the_database_that_would_break_guarantees_are_overridden(database_url: str) -> None:
     let_default_to(database_url, HOSTILE)
     with WorkflowEngine(database_url, workflows=[double]) as engine:
@@ -333,6 +353,7 @@ def test_defaults_of_the_database_that_would_break_guarantees_are_overridden(dat
 
 
 @pytest.mark.parametrize("mode", ["local", "remote_write", "on"])
+@pytest.mark.direct("settings of a database reach new sessions only")
 def test_a_synchronous_commit_that_is_not_off_is_left_as_it_is(database_url: str, mode: str) -> None:
     let_default_to(database_url, {"synchronous_commit": mode})
     with connect(database_url) as conn:

@@ -191,6 +191,7 @@ def worker_program(tmp_path: Path, database_url: str) -> Iterator[subprocess.Pop
             process.kill()
 
 
+@pytest.mark.direct("looks at the sessions of connections")
 def test_the_worker_program_uses_four_connections_shows_its_threads_and_ends_on_sigterm(
     worker_program: subprocess.Popen[str], database_url: str
 ) -> None:

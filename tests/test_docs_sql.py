@@ -385,6 +385,7 @@ class TestQueries:
         [row] = world.answer(OPERATIONS["A run is stuck"], run="boom")
         assert (row["status"], row["error"]) == ("failed", "no such order")
 
+    @pytest.mark.direct("looks at the sessions of connections")
     def test_who_holds_a_row(self, world: World) -> None:
         with psycopg.connect(world.url) as holder, WorkflowClient(world.url) as client:
             client.pause_workflow(world.runs["timed"], connection=holder)
@@ -392,6 +393,7 @@ class TestQueries:
             assert holder.info.backend_pid in {row["pid"] for row in found}
             holder.rollback()
 
+    @pytest.mark.direct("looks at the sessions of connections")
     def test_connections(self, world: World) -> None:
         found = world.answer(OPERATIONS["Connections"])
         assert sum(row["connections"] for row in found if row["application_name"] == "pgworkflows") >= 4

@@ -143,6 +143,7 @@ def pinned_snapshot(url: str) -> Iterator[None]:
         yield
 
 
+@pytest.mark.direct("looks at the statistics of one session")
 def test_beside_a_pinned_snapshot_a_claim_above_the_mark_passes_no_dead_entries(
     database_url: str, claimant: Claimant
 ) -> None:

@@ -473,7 +473,10 @@ def test_every_function_has_a_fixed_search_path_or_is_bound_at_its_definition(da
 
 def test_ids_are_ordered_uuids_of_version_7_that_tell_the_time(database_url: str) -> None:
     several = b"select pgworkflows.uuid7() from generate_series(1, %s)"
-    with psycopg.connect(database_url, autocommit=True) as one, psycopg.connect(database_url, autocommit=True) as other:
+    with (
+        psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as one,
+        psycopg.connect(database_url, autocommit=True, prepare_threshold=None) as other,
+    ):
         before = datetime.now(UTC) - timedelta(seconds=1)
         made: list[UUID] = []
         for conn, count in ((one, 20_000), (other, 1000), *[(one, 1), (other, 1)] * 50):

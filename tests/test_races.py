@@ -150,6 +150,7 @@ def outcome(run_id: str, claim_id: int, action: str = "checkpoint") -> Entry:
 
 
 class TestATakeOver:
+    @pytest.mark.direct("its gate is the lock of a session")
     def test_takes_nothing_from_a_worker_that_took_the_same_run_over_a_moment_before(
         self, client: WorkflowClient, first: HandWorker, second: HandWorker, database_url: str
     ) -> None:
@@ -169,8 +170,9 @@ class TestATakeOver:
 class TestATimeoutOfARun:
     """`wake_due` sees the run's queue row as it was, and locks it as it is now."""
 
-    DUE = "\n            where q.timeout_at <= now()"
+    DUE = "\n            where q.timeout_at > since and q.timeout_at <= now()"
 
+    @pytest.mark.direct("its gate is the lock of a session")
     def test_tells_the_worker_that_has_just_claimed_the_run(
         self, client: WorkflowClient, first: HandWorker, database_url: str
     ) -> None:
@@ -179,7 +181,7 @@ class TestATimeoutOfARun:
             claimer.execute("select")  # its now() is before the deadline
             rows(database_url, "update pgworkflows.queue set timeout_at = clock_timestamp()")
             late = Slowed(database_url, "wake_due", self.DUE)
-            late.begin("select public.wake_due()")
+            late.begin("select public.wake_due('-infinity')")
             claim = claimer.execute(
                 "select pgworkflows.claim(%s, array['default'], array['plan'], 1, true, false)", [first.id]
             ).fetchone()
@@ -190,6 +192,7 @@ class TestATimeoutOfARun:
         assert answer == Answer(Verdict.WRITTEN, "cancel")
         assert client.get_run(run.id).status is RunStatus.FAILED
 
+    @pytest.mark.direct("its gate is the lock of a session")
     def test_leaves_no_row_of_a_run_that_has_just_begun_to_wait(
         self, client: WorkflowClient, first: HandWorker, database_url: str
     ) -> None:
@@ -197,7 +200,7 @@ class TestATimeoutOfARun:
         run = first.claim_one()
         rows(database_url, "update pgworkflows.queue set timeout_at = clock_timestamp()")
         late = Slowed(database_url, "wake_due", self.DUE)
-        late.begin("select public.wake_due()")
+        late.begin("select public.wake_due('-infinity')")
         wait = StepWrite(0, "go", "wait_for", StepStatus.WAITING, event_name="go")
         entry = Entry(run.run_id, run.claim_id, 0, "suspend", (wait,), step_id="go", wait_kind="event", wait_event="go")
         assert first.write(entry) == [WRITTEN]

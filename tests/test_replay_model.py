@@ -243,7 +243,9 @@ def comparable(claimed: ClaimedRun) -> dict[str, object]:
 
 @pytest.fixture
 def connection(database_url: str) -> Iterator[psycopg.Connection[dict[str, Any]]]:
-    with psycopg.Connection[dict[str, Any]].connect(database_url, autocommit=True, row_factory=dict_row) as conn:
+    with psycopg.Connection[dict[str, Any]].connect(
+        database_url, autocommit=True, row_factory=dict_row, prepare_threshold=None
+    ) as conn:
         yield conn
 
 

@@ -608,7 +608,7 @@ class TestOthersRuns:
 class TestHostileClients:
     @pytest.fixture
     def conn(self, estate: Estate) -> Iterator[psycopg.Connection]:
-        with psycopg.connect(estate.url("client"), autocommit=True) as conn:
+        with psycopg.connect(estate.url("client"), autocommit=True, prepare_threshold=None) as conn:
             yield conn
 
     @pytest.fixture
@@ -618,6 +618,7 @@ class TestHostileClients:
             yield run.id
             client.cancel_workflow(run.id)
 
+    @pytest.mark.direct("makes temporary things, in a session")
     def test_a_cast_of_its_own_runs_with_its_own_rights(
         self, estate: Estate, conn: psycopg.Connection, run: UUID
     ) -> None:
@@ -631,6 +632,7 @@ class TestHostileClients:
         seen = value(estate.admin, "select data #>> '{}' from pgworkflows.events where run_id = %s", run)
         assert seen == estate.names["client"]
 
+    @pytest.mark.direct("makes temporary things, in a session")
     def test_what_it_puts_before_the_search_path_is_not_found(self, conn: psycopg.Connection, run: UUID) -> None:
         conn.execute(
             "create temp table runs (id int); create temp table queue (id int); create temp table events (a int)"
@@ -646,6 +648,7 @@ class TestHostileClients:
         conn.execute("select pgworkflows.trigger_event(%s, 'e', '[1]')", [run])
         conn.execute("select pgworkflows.start_workflow('nobody''s', '1', idempotency_key => 'shadowed')")
 
+    @pytest.mark.direct("makes temporary things, in a session")
     def test_a_leaky_function_sees_no_row_of_others(self, estate: Estate, conn: psycopg.Connection) -> None:
         with estate.client("neighbour") as neighbour:
             theirs = neighbour.start_workflow("secret", "of the neighbour alone")

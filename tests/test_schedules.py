@@ -676,6 +676,7 @@ class TestWorkers:
             engine.register_workflow(unscheduled())
             until(lambda: not engine.get_schedules(), "the schedule is forgotten")
 
+    @pytest.mark.direct("looks at the sessions of connections")
     def test_the_connection_of_the_scheduler_is_open_only_while_there_are_schedules(self, database_url: str) -> None:
         def connections() -> int:
             found = value(

@@ -358,6 +358,7 @@ class TestTimers:
         assert executions in ([1], [1, 1])
         assert step_of(engine, run.id, "long ago").status is StepStatus.COMPLETED
 
+    @pytest.mark.direct("about LISTEN and the lock of a worker")
     def test_a_delayed_start_begins_on_time_although_the_worker_sleeps(self, engine: WorkflowEngine) -> None:
         @workflow("later")
         def later(step: Step) -> Steps[None]:

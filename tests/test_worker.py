@@ -799,6 +799,7 @@ class TestRunsThatMisbehave:
             "recursion": "RecursionError",
         }
 
+    @pytest.mark.direct("settings of a database reach new sessions only")
     def test_a_value_that_only_the_server_refuses(self, engine: WorkflowEngine) -> None:
         def deep() -> Any:
             found: Any = 1
@@ -872,6 +873,38 @@ class TestTheServerGoesAway:
                 assert len(rows(own_server.url, "select 1 from pgworkflows.workers")) == 1
             assert door.cancelled == [False]
 
+    def test_a_claim_that_a_failover_has_undone_is_dropped_when_its_number_comes_again(
+        self, engine: WorkflowEngine
+    ) -> None:
+        """A standby without the last moments has the run ready, and the sequence of claims as it was before."""
+        doors = Door(), Door()
+        calls = iter(doors)
+
+        @workflow("held")
+        def held(step: Step) -> Steps[object]:
+            told = yield from step.run("door", lambda: [next(calls).enter(), len(list(calls))])
+            return (yield from step.run("next", lambda: told))
+
+        engine.register_workflow(held)
+        with working(engine, poll_interval="50 ms"):
+            run = engine.start_workflow(held)
+            assert doors[0].inside.wait(20)
+            claim = "select claim_id from pgworkflows.queue"
+            former = value(engine.conninfo, claim)
+            bounds = f"increment 2 minvalue {former} maxvalue {former + 1} start {former} restart {former} cycle"
+            rows(engine.conninfo, f"alter sequence pgworkflows.claims {bounds}")
+            rows(engine.conninfo, "update pgworkflows.queue set status = 'pending', claim_id = null, worker_id = null")
+            assert doors[1].inside.wait(20)
+            assert value(engine.conninfo, claim) == former
+            doors[0].open.set()  # its outcome comes under the number that is good
+            until(lambda: doors[0].cancelled, "the former execution's step returns")
+            await_heartbeats(engine.conninfo)
+            assert engine.get_steps(run.id) == []
+            doors[1].open.set()
+            assert engine.wait_for_run(run.id, timeout=20).output == ["through the door", 0]
+        assert [door.entered for door in doors] == [1, 1]
+
+    @pytest.mark.direct("about LISTEN and the lock of a worker")
     def test_it_hears_again_after_its_listener_was_ended(self, engine: WorkflowEngine) -> None:
         engine.register_workflow(quick)
         with working(engine, poll_interval="60s"):
@@ -883,6 +916,7 @@ class TestTheServerGoesAway:
                 run = engine.start_workflow(quick, number)
                 assert engine.wait_for_run(run.id, timeout=20).output == number
 
+    @pytest.mark.direct("looks at the sessions of connections")
     def test_it_works_on_after_all_its_sessions_were_ended(self, engine: WorkflowEngine, door: Door) -> None:
         @workflow("held")
         def held(step: Step) -> Steps[str]:
@@ -904,6 +938,7 @@ class TestTheServerGoesAway:
             other = engine.start_workflow(quick, 1)
             assert engine.wait_for_run(other.id, timeout=20).output == 1
 
+    @pytest.mark.direct("looks at the sessions of connections")
     def test_it_signs_off_although_its_session_was_ended_while_it_slept(self, engine: WorkflowEngine) -> None:
         engine.register_workflow(quick)
         with working(engine, poll_interval="1 hour"):
@@ -917,6 +952,7 @@ class TestTheServerGoesAway:
             value(engine.conninfo, "select pg_terminate_backend(%s)", pid)
         assert rows(engine.conninfo, "select id from pgworkflows.workers") == []
 
+    @pytest.mark.direct("about LISTEN and the lock of a worker")
     def test_it_takes_its_lock_again_although_its_former_session_lingers(
         self, engine: WorkflowEngine, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -991,6 +1027,7 @@ class TestTheServerGoesAway:
     ("place", "name"),
     [(claims, "claim"), (claims, "flush"), (claims, "beat"), (Listener, "wait"), (claims, "serve_workflows")],
 )
+@pytest.mark.direct("about LISTEN and the lock of a worker")
 def test_an_error_that_nobody_expects_is_told_and_ends_no_thread(
     engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, place: Any, name: str
 ) -> None:
@@ -1016,6 +1053,7 @@ def test_an_error_that_nobody_expects_is_told_and_ends_no_thread(
 
 
 class TestHeartbeats:
+    @pytest.mark.direct("about LISTEN and the lock of a worker")
     def test_a_worker_shows_that_it_lives(self, engine: WorkflowEngine) -> None:
         with working(engine, queues=["b", "a"], lease="1 minute"):
             first = until(lambda: value(engine.conninfo, "select beats from pgworkflows.workers"), "it beats")

@@ -17,6 +17,7 @@ from typing import Any, Self
 from uuid import UUID, uuid4
 
 import psycopg
+from bouncing import pooled
 from waiting import until
 
 from pgworkflows import Worker, WorkflowEngine, claims
@@ -168,6 +169,8 @@ class WorkerProcesses:
         self.started: list[WorkerProcess] = []
 
     def start(self, way: str | None = None, release: Path | None = None, **options: Any) -> WorkerProcess:
+        if pooled():
+            options = {"lease": "4s", **options}  # without their locks the dead are dead after that
         process = WorkerProcess(self._url, way, release, **options)
         self.started.append(process)
         return process

@@ -27,7 +27,7 @@ class Story(BaseModel):
 def call(gated: bool) -> int:
     """Note the call; wait at the gate; the process id."""
     current = current_step()
-    with psycopg.connect(url, autocommit=True) as conn:
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as conn:
         conn.execute(
             "insert into public.calls (run_id, step_id, attempt, pid) values (%s, %s, %s, %s)",
             [current.run_id, current.step_id, current.attempt, os.getpid()],

@@ -1,0 +1,63 @@
+"""A connection of our own, and what is otherwise where a pooler stands before the server."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+from psycopg import Cursor, IsolationLevel
+
+_BEGIN = "begin isolation level read committed"
+# As a session's are, for one transaction. What a session keeps would reach whoever is given it next.
+_SET_UP_TRANSACTION = """
+select set_config('timezone', 'UTC', true),
+    set_config('lock_timeout', %s, true),
+    set_config('statement_timeout', coalesce(%s, current_setting('statement_timeout')), true),
+    set_config(
+        'synchronous_commit',
+        case current_setting('synchronous_commit') when 'off' then 'on' else current_setting('synchronous_commit') end,
+        true
+    )
+"""
+
+
+class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
+    """In autocommit mode. `pooled`: each transaction may run in another session of the server's, as behind PgBouncer
+    in transaction mode, so that nothing may be left in a session or expected there: no setting, no prepared statement,
+    no lock, no LISTEN."""
+
+    pooled = False
+    _settings: tuple[str, str | None] = ("0", None)
+
+    def is_pooled(self, *, lock_timeout_ms: int, statement_timeout: str | None) -> None:
+        """From now on, every transaction brings its settings. None leaves the server's."""
+        self.pooled = True
+        self._settings = (str(lock_timeout_ms), statement_timeout)
+        self.prepare_threshold = None
+        self.isolation_level = IsolationLevel.READ_COMMITTED
+
+    def run(self, sql: str, params: Any, *, prepare: bool | None = None) -> Cursor[tuple[Any, ...]]:
+        """One statement in a transaction of its own, in one trip."""
+        if not self.pooled:
+            return self.execute(sql.encode(), params, prepare=prepare)
+        try:
+            with self.pipeline():
+                self.execute(_BEGIN)
+                self.execute(_SET_UP_TRANSACTION, self._settings)
+                cursor = self.execute(sql.encode(), params)
+                self.execute("commit")
+        except BaseException:
+            if not self.closed:
+                self.rollback()
+            raise
+        return cursor
+
+    @contextmanager
+    def together(self) -> Generator[None]:
+        """A transaction of several statements."""
+        with self.transaction():
+            if self.pooled:
+                self.execute(_SET_UP_TRANSACTION, self._settings)
+            yield
