@@ -84,7 +84,7 @@ def _room_in_memory() -> int:
 class Databases:
     """Makes and drops this session's databases over one connection, whose advisory lock says that the session lives."""
 
-    def __init__(self, server: str, admin: psycopg.Connection, pooler: PgBouncer | None) -> None:
+    def __init__(self, server: str, admin: psycopg.Connection, pooler: PgBouncer | None = None) -> None:
         self._server = server
         self._pooler = pooler
         self._admin = admin
