@@ -39,6 +39,7 @@ def test_every_rule_names_tests_that_try_to_break_it() -> None:
     assert [number for number, _, tests in rules if not re.search(r"`test_\w+\.py::\w+", tests)] == []
 
 
+@pytest.mark.direct("about LISTEN and the lock of a worker")
 class TestNotifications:
     """They cost a lock that all writers share at commit."""
 

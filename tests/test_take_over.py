@@ -102,6 +102,7 @@ class TestAKilledProcess:
         # The completed step is not repeated, whatever its successor does.
         assert [step for step, _ in processes.calls(killer.id)] == ["before", "die", "die"]
 
+    @pytest.mark.direct("about LISTEN and the lock of a worker")
     def test_a_hundred_runs_in_flight_go_on_within_three_seconds_and_the_last_within_five(
         self, client: WorkflowClient, processes: WorkerProcesses, database_url: str
     ) -> None:
@@ -219,6 +220,7 @@ def wire(database_url: str) -> Iterator[Wire]:
         yield wire
 
 
+@pytest.mark.direct("about LISTEN and the lock of a worker")
 class TestAHostThatVanishes:
     """Without closing its sockets: for the server its sessions live on, and hold the worker's lock."""
 
