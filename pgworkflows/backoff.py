@@ -6,7 +6,7 @@ import logging
 import random
 import time
 
-from pgworkflows.database import Locked, Refused, Unavailable
+from pgworkflows.database import told
 
 FIRST_PAUSE_S = 0.1
 LONGEST_PAUSE_S = 5.0
@@ -31,14 +31,11 @@ class Backoff:
 
     def failed(self, error: BaseException) -> float:
         """Note a failure; the pause to make now, in seconds."""
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(told(error).split())
         if self._is_news(reason, time.monotonic()):
             self._told.add(reason)
             self._complaining = True
-            known = isinstance(error, Unavailable | Refused | Locked)
-            self._logger.warning(
-                "pgworkflows: %s failed, trying again: %s", self._what, reason, exc_info=None if known else error
-            )
+            self._logger.warning("pgworkflows: %s failed, trying again: %s", self._what, reason)
         longest = min(self._longest_s, FIRST_PAUSE_S * 2.0 ** min(self._in_a_row, 10))
         self._in_a_row += 1
         self._untold += 1

@@ -109,7 +109,7 @@ class WorkerConnection:
         try:
             row = conn.run(statement(name, self._schema), params, prepare=True).fetchone()
         except UnicodeEncodeError as error:
-            raise Refused(str(error)) from error
+            raise Refused(str(error), type(error).__name__) from error
         except psycopg.Error as error:
             if conn.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
                 self.close()  # a primary that has become a standby: the next connection may find the new primary

@@ -16,10 +16,11 @@ from pgworkflows import claims
 from pgworkflows.alarms import Alarms
 from pgworkflows.calls import Call
 from pgworkflows.claims import ClaimedRun, WorkerConnection
-from pgworkflows.database import Locked, Refused, Unavailable
+from pgworkflows.database import Locked, Refused, Unavailable, told
 from pgworkflows.definition import Workflow
 from pgworkflows.dispatcher import Dispatcher, Lanes
 from pgworkflows.ear import Ear
+from pgworkflows.failures import outline
 from pgworkflows.heartbeat import Heartbeat
 from pgworkflows.holdings import Holdings
 from pgworkflows.janitor import Janitor
@@ -175,7 +176,7 @@ class Crew:
                 problem = None
                 break
             except (Unavailable, Refused, Locked) as error:
-                problem = str(error).strip()
+                problem = told(error)
         self._claims.close()
         return problem
 
@@ -234,7 +235,9 @@ class Crew:
             return None
         except BaseException as error:
             # Nothing a handler or a step does ends up here: a strategy of the user's raised, or we are wrong.
-            self._logger.exception("pgworkflows: run %s could not be advanced", execution.run.run_id)
+            self._logger.error(  # noqa: TRY400  (its message may hold anything)
+                "pgworkflows: run %s could not be advanced: %s", execution.run.run_id, outline(error)
+            )
             return execution.failure_entry(error)
         # Without an entry its call was given up: by its timeout, or since the worker closes.
         if entry is None and not self._closing.is_set() and self._pool.has_too_many():
@@ -271,7 +274,7 @@ class Crew:
             case Verdict.REFUSED if entry.action in ("fail", "release") and not entry.steps:
                 # A constraint or a trigger of somebody else's. Not given back at once, for it would be back at once:
                 # the next count of what this worker holds does that.
-                self._logger.error("pgworkflows: run %s cannot be written: %s", execution.run.run_id, answer.reason)
+                self._logger.error("pgworkflows: run %s cannot be written: %s", execution.run.run_id, answer.fact)
                 self._let_go(execution, entry)
             case Verdict.REFUSED:
                 self._scribe.submit(execution, without_results(entry, answer.reason))

@@ -16,6 +16,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 
 from pgworkflows.connections import Connections, has_ended
 from pgworkflows.errors import ConfigurationError, SerializationError, WorkflowEngineError
+from pgworkflows.failures import outline
 from pgworkflows.sessions import OwnConnection
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -72,7 +73,11 @@ class Unavailable(Exception):
 
 
 class Refused(Exception):
-    """The server does not take a value of the statement."""
+    """The server does not take a value of the statement. `fact` tells of it in logs: without the value."""
+
+    def __init__(self, reason: str, fact: str = "a value was refused") -> None:
+        super().__init__(reason)
+        self.fact = fact
 
 
 class Locked(Exception):
@@ -83,12 +88,28 @@ def sorted_out(error: psycopg.Error) -> Unavailable | Refused | Locked:
     """What a worker does about an error: send it again later, find the culprit, or leave it for the next time."""
     said, detail = error.diag.message_primary, error.diag.message_detail
     # Without the context, which repeats our statements.
-    reason = str(error).strip() if said is None else f"{said} ({detail})" if detail else said
+    reason = said or str(error).strip()
     if isinstance(error, psycopg.errors.LockNotAvailable):
         return Locked(reason)
     if error.sqlstate is not None and error.sqlstate[:2] in DATA_ERROR_CLASSES:
-        return Refused(reason)
+        return Refused(f"{reason} ({detail})" if detail else reason, _fact(error))
     return Unavailable(reason)
+
+
+def told(error: BaseException) -> str:
+    """What logs say of an error: its words where they hold no values, else where it came from."""
+    if isinstance(error, Refused):
+        return error.fact
+    if isinstance(error, Unavailable | Locked | WorkflowEngineError):
+        return str(error).strip() or type(error).__name__
+    return outline(error)
+
+
+def _fact(error: psycopg.Error) -> str:
+    """What the server objected to, in names only: its words quote values."""
+    place = (("constraint", error.diag.constraint_name), ("table", error.diag.table_name))
+    names = "".join(f", {what} {name}" for what, name in place if name)
+    return f"{type(error).__name__} ({error.sqlstate}){names}"
 
 
 class Executor(Protocol):

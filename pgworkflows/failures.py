@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from traceback import StackSummary, TracebackException
+from traceback import StackSummary, TracebackException, walk_tb
 from types import GeneratorType
 from uuid import UUID
 
@@ -21,6 +21,7 @@ from pgworkflows.errors import (
     WorkflowTimeoutError,
 )
 from pgworkflows.history import ChildEnd, ErrorInfo, StoredChild, StoredStep
+from pgworkflows.limits import shortened
 from pgworkflows.runs import RunStatus
 
 FINAL = (NonDeterminismError, DuplicateStepError, SerializationError, InvalidInputError, WorkflowTimeoutError)
@@ -36,6 +37,15 @@ def error_info(error: BaseException, step_id: str | None = None) -> ErrorInfo:
     """An exception as it is stored, its traceback beginning in the user's code."""
     text, frames = _read(_message, error, "text"), _read(_traceback, error, "traceback")
     return ErrorInfo(type(error).__name__, text, frames, step_id)
+
+
+def outline(error: BaseException) -> str:
+    """Where an exception came from, and what it was raised from, without its words: those may hold anything. Not the
+    traceback itself, whose frames some log handlers send away with their variables."""
+    return "\n".join(
+        f"{type(each).__name__}\n{''.join(StackSummary.extract(walk_tb(each.__traceback__)).format())}".strip()
+        for each in _linked(error)
+    )
 
 
 def step_failure(step_id: str, error: ErrorInfo) -> StepFailedError:
@@ -128,7 +138,7 @@ def _linked(error: BaseException) -> list[BaseException]:
 def _read(part: Callable[[BaseException], str], error: BaseException, what: str) -> str:
     """What `part` makes of an error of the user's, whose methods may raise in their turn."""
     try:
-        return part(error)
+        return shortened(part(error))
     except Exception as broken:
         return f"<its {what} cannot be read: {type(broken).__name__}>"
 

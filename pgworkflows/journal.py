@@ -58,11 +58,13 @@ class Verdict(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`control` is what was asked of the run meanwhile, and has been done; `reason` tells why an entry was refused."""
+    """`control` is what was asked of the run meanwhile, and has been done; `reason` tells why an entry was refused, and
+    `fact` the same for logs."""
 
     verdict: Verdict
     control: str | None = None
     reason: str = ""
+    fact: str = ""
 
 
 WRITTEN = Answer(Verdict.WRITTEN)
@@ -81,7 +83,9 @@ def write(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> 
         told = {answer["run_id"]: answer for answer in _send(conn, worker_id, entries)}
     except (Refused, Locked) as error:
         if len(entries) == 1:
-            return [Answer(Verdict.LOCKED if isinstance(error, Locked) else Verdict.REFUSED, reason=str(error))]
+            if isinstance(error, Locked):
+                return [Answer(Verdict.LOCKED)]
+            return [Answer(Verdict.REFUSED, reason=str(error), fact=error.fact)]
         return _write_halves(conn, worker_id, entries)
     if not told:
         return [WRITTEN] * len(entries)

@@ -10,6 +10,8 @@ MAX_PRIORITY = 1000
 MAX_RETRIES = 1_000_000
 MAX_JSON_LENGTH = 64 * 1024 * 1024
 """In characters: PostgreSQL takes a statement of up to 1 GB, in which a payload is quoted and may stand twice."""
+MAX_ERROR_LENGTH = 100_000
+"""In characters: of the message of an error and of its traceback, as they are stored."""
 PRIORITIES: Mapping[str, int] = MappingProxyType({"high": 100, "normal": 0, "low": -100})
 
 
@@ -52,6 +54,15 @@ def checked_flag(value: object, what: str) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{what} must be True or False, not {type(value).__name__}")
     return value
+
+
+def shortened(text: str) -> str:
+    """`text`, without its middle if it is longer than what is stored of an error: what is wrong stands at an end."""
+    left_out = len(text) - MAX_ERROR_LENGTH
+    if left_out <= 0:
+        return text
+    half = MAX_ERROR_LENGTH // 2
+    return f"{text[:half]} … {left_out:,} characters left out … {text[-half:]}"
 
 
 def storable(text: str) -> str:

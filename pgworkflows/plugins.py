@@ -16,6 +16,7 @@ from functools import partial
 from typing import Any, NamedTuple, Protocol, cast
 
 from pgworkflows.commands import StepContext
+from pgworkflows.failures import outline
 from pgworkflows.limits import is_storable
 
 MAX_HEADERS_LENGTH = 16_384
@@ -282,8 +283,12 @@ def injected(
             _check_headers(tried)
         except KeyboardInterrupt:
             raise  # in a caller's main thread this is not the plugin's
-        except BaseException:
-            logger.exception("pgworkflows: plugin %s raised in inject; the run starts without its headers", plugin.name)
+        except BaseException as error:
+            logger.error(  # noqa: TRY400  (its message may hold anything)
+                "pgworkflows: plugin %s raised in inject; the run starts without its headers: %s",
+                plugin.name,
+                outline(error),
+            )
         else:
             headers = tried
     return headers
@@ -304,10 +309,10 @@ def _complain(
     logger: logging.Logger, plugin: Plugin, hook: str, context: RunContext, error: BaseException, consequence: str
 ) -> None:
     logger.error(
-        "pgworkflows: plugin %s raised in %s of run %s; %s",
+        "pgworkflows: plugin %s raised in %s of run %s; %s: %s",
         plugin.name,
         hook,
         context.run_id,
         consequence,
-        exc_info=error,
+        outline(error),
     )

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from pgworkflows.backoff import Backoff
 from pgworkflows.claims import WorkerConnection
-from pgworkflows.database import Locked, Unavailable
+from pgworkflows.database import Locked, Unavailable, told
 from pgworkflows.dispatcher import Lanes
 from pgworkflows.holdings import Holdings
 from pgworkflows.ticks import DueSchedule, due_schedules, fire_schedule
@@ -90,8 +90,9 @@ class Scheduler(threading.Thread):
         except Exception as error:
             if schedule not in self._told:
                 self._told.add(schedule)
+                said = error if isinstance(error, ValueError) else told(error)  # what it says of the schedule's words
                 self._logger.error(  # noqa: TRY400
-                    "pgworkflows: the schedule of workflow %s stands still: %s", schedule.workflow_id, error
+                    "pgworkflows: the schedule of workflow %s stands still: %s", schedule.workflow_id, said
                 )
             return LONGEST_REST_S
         return LOCKED_S if outcome == "locked" else SHORTEST_REST_S

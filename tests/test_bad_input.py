@@ -683,3 +683,44 @@ def test_an_event_that_does_not_fit_its_schema_fails_only_its_step(database_url:
         engine.worker().run_until_idle("20s")
         assert engine.get_run(run.id).output == ["InvalidInputError", "InvalidInputError", "e"]
         assert value(database_url, "select count(*) from pgworkflows.events where consumed_at is null") == 0
+
+
+# --- enormous errors
+
+
+@workflow("loud")
+def loud(step: Step, input: str) -> Steps[None]:
+    yield from step.run("shout", shout, input)
+
+
+def shout(what: str) -> NoReturn:
+    raise RuntimeError(f"begin {what * 3_000_000} end")
+
+
+@workflow("loud by itself")
+def loud_by_itself(step: Step, input: str) -> Steps[None]:
+    yield from step.run("nothing", nothing)
+    shout(input)
+
+
+@pytest.mark.parametrize("shouting", [loud, loud_by_itself], ids=["of a step", "of a handler"])
+@pytest.mark.parametrize("what", ["x", "ü\0", "\ud800"], ids=ascii)
+def test_an_enormous_error_is_stored_without_its_middle(
+    database_url: str, shouting: Workflow[str, None], what: str
+) -> None:
+    with WorkflowEngine(database_url, workflows=[shouting]) as engine:
+        run = engine.start_workflow(shouting, "x")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(f"{__name__}.shout", lambda given: honest_shout(what))
+            engine.worker().run_until_idle("60s")
+        error = engine.get_run(run.id).error
+    assert error is not None
+    for text in (error["message"], error["traceback"]):
+        assert 100_000 < len(text) < 1_000_000
+        assert " characters left out … " in text
+        assert text.rstrip().endswith(" end")
+    assert error["message"].startswith("begin ")
+    assert error["type"] == "RuntimeError"
+
+
+honest_shout = shout
