@@ -115,7 +115,10 @@ def shown(annotation: Any) -> str:
     """`annotation` as a reader would write it."""
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__qualname__
-    return str(annotation).replace("typing.", "")
+    try:
+        return str(annotation).replace("typing.", "")
+    except Exception:  # what is no annotation may have no text
+        return f"an unreadable {type(annotation).__name__}"
 
 
 def _closure_of(fn: object) -> dict[str, Any]:

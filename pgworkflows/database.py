@@ -17,6 +17,7 @@ from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
 from pgworkflows.connections import Connections, has_ended
 from pgworkflows.errors import ConfigurationError, SerializationError, WorkflowEngineError
 from pgworkflows.failures import outline
+from pgworkflows.limits import is_storable
 from pgworkflows.sessions import OwnConnection
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -123,6 +124,8 @@ def normalise(conninfo: object) -> str:
     TypeError for what is no string."""
     if not isinstance(conninfo, str):
         raise TypeError(f"the connection string must be a string, not {type(conninfo).__name__}")
+    if not is_storable(conninfo):
+        raise ConfigurationError("the connection string must not hold NUL or lone surrogates")
     scheme, separator, rest = conninfo.partition("://")
     if separator and "+" in scheme:
         conninfo = f"{scheme.split('+')[0]}://{rest}"

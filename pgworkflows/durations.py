@@ -6,6 +6,8 @@ import re
 from datetime import UTC, datetime, timedelta
 from typing import TypeAlias
 
+from pgworkflows.limits import quoted
+
 Duration: TypeAlias = timedelta | int | float | str
 """A `timedelta`, seconds as a number, words such as "3 days" or "1d 12h", or ISO 8601 such as "PT5M"."""
 
@@ -134,16 +136,8 @@ def _in_range(amounts: dict[str, float], value: object, what: str) -> timedelta:
     try:
         return timedelta(**amounts)
     except OverflowError:
-        raise ValueError(f"{what} is {_shortened(value)}: it must be at most {MAX_DURATION.days:,} days") from None
+        raise ValueError(f"{what} is {quoted(value)}: it must be at most {MAX_DURATION.days:,} days") from None
 
 
 def _refusal(text: str, what: str, reason: str) -> ValueError:
-    return ValueError(f"{what} is {_shortened(text)}: {reason}")
-
-
-def _shortened(value: object) -> str:
-    try:
-        text = repr(value)
-    except ValueError:  # an int of more digits than Python writes
-        return "a very large number"
-    return text if len(text) <= 100 else f"{text[:97]}..."
+    return ValueError(f"{what} is {quoted(text)}: {reason}")

@@ -22,7 +22,7 @@ def checked_identifier(value: object, what: str) -> str:
     if not 0 < len(value) <= MAX_IDENTIFIER_LENGTH:
         raise ValueError(f"{what} must have 1 to {MAX_IDENTIFIER_LENGTH} characters; this one has {len(value)}")
     if not is_storable(value):
-        raise ValueError(f"{what} must not hold NUL or lone surrogates: {value!r}")
+        raise ValueError(f"{what} must not hold NUL or lone surrogates: {quoted(value)}")
     return value
 
 
@@ -31,7 +31,7 @@ def checked_priority(value: object) -> int:
     ValueError."""
     if isinstance(value, str):
         if value not in PRIORITIES:
-            raise ValueError(f"priority {value!r} is unknown: use 'high', 'normal', 'low' or a number")
+            raise ValueError(f"priority {quoted(value)} is unknown: use 'high', 'normal', 'low' or a number")
         return PRIORITIES[value]
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"priority must be a name or an int, not {type(value).__name__}")
@@ -63,6 +63,15 @@ def shortened(text: str) -> str:
         return text
     half = MAX_ERROR_LENGTH // 2
     return f"{text[:half]} … {left_out:,} characters left out … {text[-half:]}"
+
+
+def quoted(value: object) -> str:
+    """`value` as error messages show it: shortened, whatever it is and whatever its own methods do."""
+    try:
+        text = repr(value)
+    except Exception:  # nested too deeply, more digits than Python writes, or the caller's own
+        return "a very large number" if isinstance(value, int) else f"an unreadable {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:97]}..."
 
 
 def storable(text: str) -> str:

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from pgworkflows.durations import Duration, parse_positive_duration
 from pgworkflows.history import StepRecord
-from pgworkflows.limits import checked_identifier
+from pgworkflows.limits import checked_identifier, quoted
 from pgworkflows.operations import Operations, RunId, not_found, run_key
 from pgworkflows.runs import Page, RunStatus, WorkflowProgress, WorkflowRun
 from pgworkflows.starts import optional_name
@@ -77,7 +77,7 @@ class ReadOperations(Operations):
         """A page of runs, newest first. Cursors are a page's `next_cursor` and `prev_cursor`; `limit` is 1 to 1000.
         Raises ValueError for anything else."""
         if type(limit) is not int or not 1 <= limit <= MAX_PAGE:
-            raise ValueError(f"limit must be an int within 1 and {MAX_PAGE}, not {limit!r}")
+            raise ValueError(f"limit must be an int within 1 and {MAX_PAGE}, not {quoted(limit)}")
         if starting_after is not None and ending_before is not None:
             raise ValueError("give starting_after or ending_before, not both")
         wanted = RunFilter(
@@ -138,10 +138,12 @@ class ReadOperations(Operations):
 def _checked_statuses(statuses: Iterable[RunStatus | str]) -> list[RunStatus]:
     if isinstance(statuses, str):
         raise TypeError("statuses must be a list of statuses, not one string")
-    try:
-        return [RunStatus(status) for status in statuses]
-    except ValueError as error:
-        raise ValueError(f"{error}: use {', '.join(RunStatus)}") from None
+    given: list[object] = list(statuses)
+    known = {str(status): status for status in RunStatus}
+    for status in given:
+        if not isinstance(status, str) or status not in known:
+            raise ValueError(f"{quoted(status)} is not a valid RunStatus: use {', '.join(known)}")
+    return [known[str(status)] for status in given]
 
 
 def _write_cursor(run_id: UUID) -> str:
@@ -152,4 +154,4 @@ def _read_cursor(text: str) -> UUID:
     try:
         return UUID(bytes=base64.urlsafe_b64decode(text + "=="))
     except (ValueError, TypeError, binascii.Error):
-        raise ValueError(f"{text!r} is no cursor: pass a page's next_cursor or prev_cursor") from None
+        raise ValueError(f"{quoted(text)} is no cursor: pass a page's next_cursor or prev_cursor") from None

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.errors import ConfigurationError, WorkflowNotFoundError
+from pgworkflows.limits import quoted
 
 
 class WorkflowRegistry:
@@ -31,7 +32,7 @@ class WorkflowRegistry:
         """Take a workflow out and return it. Raises WorkflowNotFoundError."""
         entry = self._entries.pop(workflow_id, None)
         if entry is None:
-            raise WorkflowNotFoundError(f"no workflow {workflow_id!r} is registered", workflow_id=workflow_id)
+            raise WorkflowNotFoundError(f"no workflow {quoted(workflow_id)} is registered", workflow_id=workflow_id)
         return entry[0]
 
     def clear(self) -> None:
@@ -52,5 +53,5 @@ def _check_kind(given: object) -> None:
     if isinstance(given, Workflow):
         return
     if isinstance(given, WorkflowRef):
-        raise TypeError(f"{given!r} has no handler: make a workflow of it with @ref.handler(), and register that")
-    raise TypeError(f"a workflow is made with @workflow(…), which {given!r} is not")
+        raise TypeError(f"{quoted(cast("object", given))} has no handler: make a workflow of it with @ref.handler(), and register that")
+    raise TypeError(f"a workflow is made with @workflow(…), which {quoted(given)} is not")

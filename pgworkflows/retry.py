@@ -17,6 +17,7 @@ from pgworkflows.errors import (
     NonDeterminismError,
     SerializationError,
 )
+from pgworkflows.limits import quoted
 
 Wait: TypeAlias = Duration | wait_base
 """How long to wait before the next call: a duration, or one of tenacity's wait strategies."""
@@ -117,7 +118,7 @@ def _exception_types(value: object, name: str) -> tuple[type[BaseException], ...
 def _exception_type(kind: object, name: str) -> type[BaseException]:
     if isinstance(kind, type) and issubclass(kind, BaseException):
         return kind
-    raise TypeError(f"{name} takes exception classes, not {kind!r}")
+    raise TypeError(f"{name} takes exception classes, not {quoted(cast("object", kind))}")
 
 
 def _pause(strategy: wait_base, calls_made: int, error: BaseException | None) -> timedelta:

@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo
 from cronsim import CronSim, CronSimError
 
 from pgworkflows.durations import Duration, parse_positive_duration
-from pgworkflows.limits import checked_identifier
+from pgworkflows.limits import checked_identifier, quoted
 
 CatchUp: TypeAlias = Literal["latest", "all", "none"]
 Overlap: TypeAlias = Literal["allow", "skip"]
@@ -153,17 +153,17 @@ def _cron(text: str, timezone: str, no_duration: ValueError) -> Cron:
             reason = f"it has {len(fields)} fields, cron expressions have 5 (minute, hour, day, month, weekday)"
         else:
             raise ValueError(f"{no_duration}; for a schedule {_EXAMPLES}") from None
-        raise ValueError(f"the schedule is {text!r}: {reason}; {_EXAMPLES}") from None
+        raise ValueError(f"the schedule is {quoted(text)}: {reason}; {_EXAMPLES}") from None
     expression = " ".join(fields)
     try:
         CronSim(expression, EPOCH)
     except (CronSimError, ValueError, TypeError, AssertionError) as error:
-        raise ValueError(f"the schedule is {text!r}: {str(error) or 'it cannot be read'}; {_EXAMPLES}") from None
+        raise ValueError(f"the schedule is {quoted(text)}: {str(error) or 'it cannot be read'}; {_EXAMPLES}") from None
     cron = Cron(expression, timezone)
     try:
         cron.next_after(EPOCH)
     except ValueError:
-        raise ValueError(f"the schedule is {text!r}: there is no such day, it would never tick") from None
+        raise ValueError(f"the schedule is {quoted(text)}: there is no such day, it would never tick") from None
     return cron
 
 
@@ -251,4 +251,4 @@ class SchedulePlan:
 def _check_choice(value: object, choices: object, what: str) -> None:
     if value not in get_args(choices):
         allowed = ", ".join(repr(choice) for choice in get_args(choices))
-        raise ValueError(f"{what} must be one of {allowed}, not {value!r}")
+        raise ValueError(f"{what} must be one of {allowed}, not {quoted(value)}")

@@ -463,7 +463,8 @@ class TestOperationsInSql:
             [listed] = re.findall(rf"^Columns of `{table}`: `(.*?)`\.$", text, re.MULTILINE | re.DOTALL)
             found = rows(
                 database_url,
-                "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0 order by attnum",
+                "select attname from pg_attribute where attrelid = %s::regclass and attnum > 0 and not attisdropped "
+                "order by attnum",
                 f"pgworkflows.{table}",
             )
             assert re.split(r",\s+", listed) == [name for (name,) in found]

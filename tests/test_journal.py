@@ -98,7 +98,7 @@ def test_answers_come_in_the_order_of_the_entries() -> None:
 def test_one_bad_entry_does_not_spoil_the_others() -> None:
     server = Server(bad={"13"})
     answers = write(server, WORKER, entries(64))
-    assert answers[13] == Answer(Verdict.REFUSED, reason="invalid input")
+    assert answers[13] == Answer(Verdict.REFUSED, reason="invalid input", fact="a value was refused")
     assert answers[:13] + answers[14:] == [WRITTEN] * 63
     assert sorted(server.written, key=int) == [str(number) for number in range(64) if number != 13]
     assert len(server.flushes) == 1 + 2 * 6

@@ -676,9 +676,9 @@ class TestHostileClients:
         ("timeout => %s::interval", "-1 day", "timeout"),
         ("fallback => %s::json", '{"timeout": "-1 day"}', "timeout"),
         ("schedule_tick => %s::timestamptz", "2030-01-01 00:00Z", "only a worker"),
-        ("workflow => %s", "", "runs_names"),
-        ("priority => %s::integer", "100000", "runs_priority"),
-        ("queue => %s", "x" * 257, "runs_names"),
+        ("workflow => %s", "", "identifier"),
+        ("priority => %s::integer", "100000", "priority"),
+        ("queue => %s", "x" * 257, "identifier"),
     )
 
     @pytest.mark.parametrize(("argument", "given", "reason"), REFUSED)
