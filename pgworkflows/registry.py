@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import Any
 
 from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.errors import ConfigurationError, WorkflowNotFoundError
@@ -52,6 +52,7 @@ class WorkflowRegistry:
 def _check_kind(given: object) -> None:
     if isinstance(given, Workflow):
         return
+    name = quoted(given)
     if isinstance(given, WorkflowRef):
-        raise TypeError(f"{quoted(cast("object", given))} has no handler: make a workflow of it with @ref.handler(), and register that")
-    raise TypeError(f"a workflow is made with @workflow(…), which {quoted(given)} is not")
+        raise TypeError(f"{name} has no handler: make a workflow of it with @ref.handler(), and register that")
+    raise TypeError(f"a workflow is made with @workflow(…), which {name} is not")

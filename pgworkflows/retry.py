@@ -116,9 +116,10 @@ def _exception_types(value: object, name: str) -> tuple[type[BaseException], ...
 
 
 def _exception_type(kind: object, name: str) -> type[BaseException]:
+    given = quoted(kind)
     if isinstance(kind, type) and issubclass(kind, BaseException):
         return kind
-    raise TypeError(f"{name} takes exception classes, not {quoted(cast("object", kind))}")
+    raise TypeError(f"{name} takes exception classes, not {given}")
 
 
 def _pause(strategy: wait_base, calls_made: int, error: BaseException | None) -> timedelta:
