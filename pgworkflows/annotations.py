@@ -116,9 +116,10 @@ def shown(annotation: Any) -> str:
     if isinstance(annotation, type) and not typing.get_args(annotation):
         return annotation.__qualname__
     try:
-        return str(annotation).replace("typing.", "")
+        text = str(annotation).replace("typing.", "")
     except Exception:  # what is no annotation may have no text
         return f"an unreadable {type(annotation).__name__}"
+    return text if len(text) <= 1000 else f"{text[:997]}..."
 
 
 def _closure_of(fn: object) -> dict[str, Any]:

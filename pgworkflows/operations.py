@@ -8,6 +8,7 @@ from uuid import UUID
 from pgworkflows.borrowed import borrowed
 from pgworkflows.database import Database, Executor
 from pgworkflows.errors import WorkflowEngineError, WorkflowRunNotFoundError
+from pgworkflows.limits import quoted
 from pgworkflows.store import Store
 
 RunId: TypeAlias = UUID | str
@@ -32,7 +33,7 @@ def run_key(run_id: object) -> UUID:
     try:
         return UUID(run_id)
     except ValueError:
-        raise WorkflowRunNotFoundError(f"run {run_id!r} was not found: this is no UUID", run_id=run_id) from None
+        raise WorkflowRunNotFoundError(f"run {quoted(run_id)} was not found: this is no UUID", run_id=run_id) from None
 
 
 def not_found(key: UUID, resource_id: str | None) -> WorkflowEngineError:

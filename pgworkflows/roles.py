@@ -9,7 +9,7 @@ from psycopg import sql
 
 from pgworkflows.database import Connection, connect, explained
 from pgworkflows.errors import ConfigurationError
-from pgworkflows.limits import is_storable
+from pgworkflows.limits import is_storable, quoted
 from pgworkflows.migrate import LOCK_TIMEOUT_MS, check_current
 from pgworkflows.schema import DEFAULT_SCHEMA, checked_schema, script, statement
 
@@ -64,7 +64,7 @@ def _checked_role(name: object, what: str) -> str:
     if not isinstance(name, str):
         raise TypeError(f"{what} must be the name of a role, not {type(name).__name__}")
     if not is_storable(name) or not 0 < len(name.encode()) <= MAX_ROLE_BYTES:
-        raise ValueError(f"{what} must be the name of a role, of 1 to {MAX_ROLE_BYTES} bytes without NUL: {name!r}")
+        raise ValueError(f"{what} must be the name of a role, 1 to {MAX_ROLE_BYTES} bytes without NUL: {quoted(name)}")
     return name
 
 

@@ -7,7 +7,7 @@ from functools import cache
 from importlib.resources import files
 from itertools import count
 
-from pgworkflows.limits import is_storable
+from pgworkflows.limits import is_storable, quoted
 
 DEFAULT_SCHEMA = "pgworkflows"
 MAX_SCHEMA_BYTES = 63
@@ -20,11 +20,11 @@ def checked_schema(name: object) -> str:
     if not isinstance(name, str):
         raise TypeError(f"the schema must be a string, not {type(name).__name__}")
     if not is_storable(name):
-        raise ValueError(f"the schema's name must not hold NUL or lone surrogates: {name!r}")
+        raise ValueError(f"the schema's name must not hold NUL or lone surrogates: {quoted(name)}")
     if not 0 < len(name.encode()) <= MAX_SCHEMA_BYTES:
-        raise ValueError(f"the schema's name must have 1 to {MAX_SCHEMA_BYTES} bytes: {name!r}")
+        raise ValueError(f"the schema's name must have 1 to {MAX_SCHEMA_BYTES} bytes: {quoted(name)}")
     if name.startswith("pg_"):
-        raise ValueError(f"the schema's name must not start with pg_, which PostgreSQL keeps for itself: {name!r}")
+        raise ValueError(f"the schema's name must not start with pg_, PostgreSQL keeps it for itself: {quoted(name)}")
     return name
 
 
