@@ -233,7 +233,16 @@ def test_every_argument_of_every_public_method_has_its_place_here(subject: Subje
         name: names for name, names in commands.items() if name not in ("retry", "timeout")
     }
     for name, (made, arguments) in CONSTRUCTORS.items():
-        objects = {"pool", "plugins", "codec", "read_codecs", "input_schema", "output_schema", "options"}
+        objects = {
+            "pool",
+            "plugins",
+            "listen_conninfo",
+            "codec",
+            "read_codecs",
+            "input_schema",
+            "output_schema",
+            "options",
+        }
         given_here = {"workflow": workflow}.get(name, made)
         assert {*inspect.signature(given_here).parameters} - objects == {*arguments}
 
