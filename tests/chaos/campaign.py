@@ -30,7 +30,7 @@ class Conditions:
     clients: int = 4
     runs_per_s: float = 60.0
     crowd: int = 600
-    fault_every_s: float = 1.0
+    fault_every_s: float = 0.9
     fault_for_all_every_s: float = 30.0
     frozen_s: float = 4.0
     longest_wait_s: float = 4.0

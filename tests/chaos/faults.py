@@ -12,6 +12,7 @@ from .stage import Seat, Stage
 
 LONGEST_FROZEN_LEASE_S = 10.0
 """Who has a longer lease is not stopped for longer than that: it would take the storm's time."""
+ANSWERS_COME_S = 3.0
 
 
 @dataclass
@@ -142,11 +143,18 @@ class Faults:
         fault.hit = self._stage.proxy.order("cut", seat.lane, role="listener")
 
     def _lose(self, role: str) -> Callable[[Fault, Seat], None]:
-        def lose(fault: Fault, seat: Seat) -> None:
-            self._stage.proxy.order("lose answer", seat.lane, role=role)
-            fault.hit = 1
+        return lambda fault, seat: self._lose_answer(fault, seat.lane, role)
 
-        return lose
+    def _lose_answer(self, fault: Fault, lane: str, role: str | None) -> None:
+        """Lose the next answer that comes, if one comes soon."""
+        proxy = self._stage.proxy
+        before = proxy.order("say what was lost", lane)
+        proxy.order("lose answer", lane, role=role)
+        give_up = time.monotonic() + ANSWERS_COME_S
+        while fault.hit == 0 and time.monotonic() < give_up:
+            time.sleep(0.01)
+            fault.hit = proxy.order("say what was lost", lane) - before
+        proxy.order("lose no more", lane, role=role)
 
     def _hush(self, fault: Fault, seat: Seat) -> None:
         fault.hit = self._stage.proxy.order("hush", seat.lane)
@@ -161,8 +169,7 @@ class Faults:
     # Of clients -------------------------------------------------------------------------------------------------------
 
     def _lose_clients_answer(self, fault: Fault, _seat: Seat) -> None:
-        self._stage.proxy.order("lose answer", "clients")
-        fault.hit = 1
+        self._lose_answer(fault, "clients", None)
 
     def _cut_clients(self, fault: Fault, _seat: Seat) -> None:
         fault.hit = self._stage.proxy.order("cut", "clients")

@@ -47,6 +47,7 @@ class Lane:
         self._flows = asyncio.Event()
         self._flows.set()
         self._loses: set[str | None] = set()
+        self._lost = 0
         self._wires: set[Wire] = set()
 
     async def open(self) -> int:
@@ -70,6 +71,10 @@ class Lane:
                 self._cut(hit)
             case "lose answer":
                 self._loses.add(role)
+            case "lose no more":
+                self._loses.discard(role)
+            case "say what was lost":
+                return self._lost
             case "hush":
                 self._flows.clear()
             case "flow":
@@ -115,6 +120,7 @@ class Lane:
         while chunk := await source.read(CHUNK):
             await self._flows.wait()
             if wire.drops_the_next_answer:
+                self._lost += 1
                 break
             target.write(chunk)
             await target.drain()

@@ -39,6 +39,7 @@ def report(result: Result) -> Iterator[str]:
     consumed = sum(event.step_id is not None for event in history.events)
     yield f"events: {len(history.events):,}, of which {consumed:,} consumed"
     yield f"calls of step functions: {len(history.calls):,}, of which {_unended(history):,} died with their process"
+    yield f"calls made again, for their outcome was not stored before: {_repeated(history):,}"
     yield f"claims: {len(history.claims):,}; runs taken over: {len(history.taken_over):,}"
     yield "clients were told: " + ", ".join(f"{what} {number:,}" for what, number in sorted(result.told.items()))
     for what, pattern in LOGGED.items():
@@ -58,6 +59,11 @@ def report(result: Result) -> Iterator[str]:
 
 def _unended(history: History) -> int:
     return sum(call.ended_at is None for call in history.calls)
+
+
+def _repeated(history: History) -> int:
+    """Calls with the number of an attempt that another call had had."""
+    return len(history.calls) - len({(call.run_id, call.step_id, call.attempt) for call in history.calls})
 
 
 def _table(result: Result) -> Iterator[str]:
