@@ -36,7 +36,7 @@ from chaos.stories import TICK
 
 NOT_SYNCED = {"fsync": "off"}
 SHORT = Conditions(
-    seconds=12,
+    seconds=10,
     leases_s=(2.0, 2.0, None),
     clients=2,
     runs_per_s=40,
@@ -44,14 +44,14 @@ SHORT = Conditions(
     fault_for_all_every_s=8,
     frozen_s=1.5,
     longest_wait_s=1,
-    drain_s=60,
+    drain_s=90,
     settings=NOT_SYNCED,
 )
 """All kinds of runs and of faults, if not many of each."""
-CALM = replace(SHORT, seconds=1.5, leases_s=(None, None), runs_per_s=60, only="answer to a claim lost", drain_s=4)
+CALM = replace(SHORT, seconds=1.5, leases_s=(None, None), runs_per_s=60, only="answer to a claim lost", drain_s=3)
 FREEZING = replace(
     SHORT,
-    seconds=8,
+    seconds=7,
     leases_s=(2.0, None),
     runs_per_s=4,
     frozen_s=2,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import json
 import signal
 import sys
-import time
+import tempfile
+from dataclasses import asdict
+from pathlib import Path
 
-from .campaign import Conditions, seed_from_chance, storm
+from .campaign import Conditions, Result, seed_from_chance, storm
 from .report import report
 from .sabotage import SABOTAGES
 
@@ -24,11 +27,18 @@ def main() -> int:
     seed = seed_from_chance() if given.seed is None else given.seed
     print(f"seed {seed}: chaos for {given.seconds:g} s", flush=True)
     result = storm(seed, Conditions(seconds=given.seconds, runs_per_s=given.runs_per_s, sabotage=given.sabotage))
-    before = time.monotonic()
     for line in report(result):
         print(line)
-    print(f"(reported in {time.monotonic() - before:.1f} s)")
+    if result.violations:
+        print(f"all that is known: {_kept(result)}")
     return 1 if result.violations else 0
+
+
+def _kept(result: Result) -> Path:
+    """The file with the history, the faults and the logs, for whoever has to understand a violation."""
+    path = Path(tempfile.mkdtemp(prefix="pgw-chaos-")) / f"{result.seed}.json"
+    path.write_text(json.dumps(asdict(result), default=str, indent=1))
+    return path
 
 
 if __name__ == "__main__":
