@@ -28,7 +28,7 @@ class Conditions:
     seconds: float = 300.0
     leases_s: tuple[float | None, ...] = (5.0, None, 5.0, None)
     clients: int = 4
-    runs_per_s: float = 60.0
+    runs_per_s: float = 45.0
     crowd: int = 600
     fault_every_s: float = 0.9
     fault_for_all_every_s: float = 30.0
