@@ -16,10 +16,10 @@ SHOWN = 20
 LOGGED = {
     "workers declared dead by others": r"worker \S+ is dead",
     "workers that woke after their death, dropped their runs and registered anew": r"was declared dead, drops",
-    "runs whose stale write was refused": r"was taken over; what this worker did",
-    "flushes sent again": r"writing the outcomes of steps failed",
-    "claims sent again": r"claiming runs failed",
-    "listeners that listened again": r"listening for new work failed",
+    "times that stale writes were refused": r"runs that are not this worker's any more",
+    "outages told by those who write outcomes": r"writing the outcomes of steps failed",
+    "outages told by those who claim": r"claiming runs failed",
+    "outages told by those who listen": r"listening for new work failed",
 }
 """What the workers' logs tell."""
 
@@ -46,6 +46,7 @@ def report(result: Result) -> Iterator[str]:
         yield f"{what}: {len(re.findall(pattern, result.said)):,}"
     yield ""
     yield from _table(result)
+    yield from _slowest(result)
     yield ""
     yield f"faults: {len(result.faults):,}; violations: {len(result.violations):,}"
     rules = Counter(violation.rule for violation in result.violations)
@@ -81,6 +82,22 @@ def _table(result: Result) -> Iterator[str]:
         yield f"| {kind} | {len(faults)} | {hit} | {in_flight} | {next_step} | {went_on} |"
 
 
+def _slowest(result: Result) -> Iterator[str]:
+    """What became of the run that went on last of all after a fault, in seconds since then."""
+    recoveries = Recoveries(result.history)
+    waits = [
+        (recoveries.went_on(fault, run_id), fault, run_id) for fault in result.faults for run_id in fault.in_flight
+    ]
+    known = [(wait, fault.at, fault.kind, run_id) for wait, fault, run_id in waits if wait is not None]
+    if known:
+        wait, at, kind, run_id = max(known)
+        claims = [f"{claim.at - at:+.2f}" for claim in result.history.claims if claim.run_id == run_id]
+        losses = [f"{lost_at - at:+.2f}" for lost, lost_at in result.history.taken_over if lost == run_id]
+        meanwhile = [f"{each.at - at:+.2f} {each.kind}" for each in result.faults if 0 < each.at - at < wait]
+        yield f"the slowest: run {run_id}, {wait:.2f} s after: {kind}; claimed at {', '.join(claims)}"
+        yield f"  taken over at {', '.join(losses) or '-'}; meanwhile: {', '.join(meanwhile)}"
+
+
 def _spread(seconds: Sequence[float | None]) -> str:
     known = sorted(each for each in seconds if each is not None)
     return f"{known[len(known) // 2]:.2f} / {known[-1]:.2f}" if known else "-"
@@ -100,9 +117,13 @@ class Recoveries:
         """Seconds until the next completed step of any run."""
         return _wait(self._completed, fault.at)
 
+    def went_on(self, fault: Fault, run_id: str) -> float | None:
+        """Seconds until a run was written to."""
+        return _wait(self._progress[run_id], fault.at)
+
     def all_went_on(self, fault: Fault) -> float | None:
         """Seconds until the last of the runs that workers had in hand was written to; None if there were none."""
-        waits = [_wait(self._progress[run_id], fault.at) for run_id in fault.in_flight]
+        waits = [self.went_on(fault, run_id) for run_id in fault.in_flight]
         return max((wait for wait in waits if wait is not None), default=None)
 
 
