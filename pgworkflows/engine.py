@@ -72,16 +72,17 @@ class WorkflowEngine(WorkflowClient):
         """Take all workflows out."""
         self._registry.clear()
 
-    def start(self, worker: bool = True) -> None:
-        """Apply migrations, declare the workflows and, with `worker`, work in a background thread. Raises
-        ConfigurationError. Does nothing while the worker is running."""
+    def start(self, worker: bool = True, **options: Any) -> None:
+        """Apply migrations, declare the workflows and, with `worker`, work in a background thread; the options are
+        those of Worker. Raises ConfigurationError. Does nothing while the worker is running."""
         if self._thread is not None and self._thread.is_alive():
             return
+        made = BackgroundWorker(self, **options)
         self.migrate()
         declared = declarations(self.registered.values(), self.retention, self.payloads)
         self._store.declare_workflows(self._database, declared)
         if worker:
-            self._worker = BackgroundWorker(self)
+            self._worker = made
             self._thread = threading.Thread(target=self._worker.run_forever, name="pgworkflows-worker", daemon=True)
             self._thread.start()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -13,6 +14,7 @@ from queue import Empty, SimpleQueue
 from types import FrameType
 from typing import TYPE_CHECKING, Any
 
+from pgworkflows import forks
 from pgworkflows.crew import Crew
 from pgworkflows.dispatcher import Lanes
 from pgworkflows.durations import Duration, parse_duration, parse_positive_duration
@@ -56,6 +58,13 @@ class Worker:
         self._poll_interval_s = parse_positive_duration(poll_interval, "poll_interval").total_seconds()
         self._grace_s = parse_duration(grace, "grace").total_seconds()
         self._logger: logging.Logger = engine.logger
+        self._signals = _Signals(self._on_signal)
+        self._forked = forks.Forked(self._stay, self._begin_anew)
+        self._has_said_that_it_stays = False
+        self._rest()
+
+    def _rest(self) -> None:
+        """Not running."""
         self._wishes = _Wishes()
         self._finished = threading.Event()
         self._running = threading.Lock()
@@ -65,7 +74,7 @@ class Worker:
     def run_forever(self) -> None:
         """Work until `stop` is called; in the main thread also until SIGTERM or SIGINT, which end it gracefully. A
         second signal ends it at once. Applies pending migrations first; raises ConfigurationError."""
-        with _Signals(self._on_signal):
+        with self._signals:
             self._run(self._wishes.wait_for_stop)
 
     def run_until_idle(self, timeout: Duration | None = None) -> None:
@@ -108,6 +117,7 @@ class Worker:
         try:
             self._runs_in = threading.get_ident()
             self._finished.clear()
+            forks.enter(self._forked)
             self._prepare()
             self._crew = Crew(
                 self._engine, self._lanes, self._threads, self._max_runs, self._lease, self._poll_interval_s
@@ -118,10 +128,26 @@ class Worker:
             finally:
                 self._crew.finish(self._grace_s, lambda: self._wishes.hurry)
         finally:
+            forks.leave(self._forked)
             self._crew = self._runs_in = None
             self._wishes = _Wishes()
             self._finished.set()
             self._running.release()
+
+    def _stay(self) -> None:
+        """This process has been forked."""
+        if self._runs_in != threading.main_thread().ident and not self._has_said_that_it_stays:
+            self._has_said_that_it_stays = True
+            self._logger.warning(
+                "pgworkflows: process %d was forked while a worker ran in a thread of it, and the worker stays there: "
+                "the child has none; call engine.start() after the fork, in each process that shall work",
+                os.getpid(),
+            )
+
+    def _begin_anew(self) -> None:
+        """This process is the child of a fork, in which no thread of the worker's runs."""
+        self._rest()
+        self._signals.give_back()
 
     def _prepare(self) -> None:
         self._engine.migrate()
@@ -188,5 +214,9 @@ class _Signals:
                 self._previous[number] = signal.signal(number, self._handler)
 
     def __exit__(self, *exc: object) -> None:
-        for number, previous in self._previous.items():
-            signal.signal(number, previous)
+        self.give_back()
+
+    def give_back(self) -> None:
+        """To who had them before. In the child of a fork, its only thread is the main thread."""
+        while self._previous:
+            signal.signal(*self._previous.popitem())

@@ -87,6 +87,7 @@ FLOORS: Mapping[str, set[str]] = {
         "dispatcher",
         "ear",
         "engine",
+        "forks",
         "heartbeat",
         "holdings",
         "janitor",
@@ -124,7 +125,20 @@ RULES = [
         },
     ),
     Rule(
-        frozenset({"flask", "django", "sqlalchemy", "starlette", "fastapi", "opentelemetry", "click", "typer", "http"}),
+        frozenset(
+            {
+                "flask",
+                "alembic",
+                "django",
+                "sqlalchemy",
+                "starlette",
+                "fastapi",
+                "opentelemetry",
+                "click",
+                "typer",
+                "http",
+            }
+        ),
         frozenset({5}),
         {},
     ),
