@@ -71,7 +71,9 @@ class Crew:
         self._alarms = Alarms(name)
         self._ear = Ear(Listener(engine.listen_conninfo, self._schema), self._holdings, self._logger, name)
         self._heartbeat = Heartbeat(self._connection(), self._holdings, low_water, self._logger, name)
-        self._scribe = Scribe(self._connection(), self._holdings, self._answered, self._logger, name)
+        self._scribe = Scribe(
+            self._connection(), self._holdings, self._answered, lambda: self._pool.one_works, self._logger, name
+        )
         self._scheduler = Scheduler(self._connection(), self._holdings, lanes, self._logger, name)
         retained = partial(_anything_retained, engine.retention, lanes)
         self._janitor = Janitor(Store(self._schema), self._conninfo, retained, self._logger, name)
@@ -267,7 +269,7 @@ class Crew:
             self._pool.put(execution)
 
     def _answered(self, execution: Execution, entry: Entry, answer: Answer) -> None:
-        """In the scribe's thread: what became of an entry."""
+        """In the thread that wrote it: what became of an entry."""
         match answer.verdict:
             case Verdict.STALE:
                 self._let_go(execution, entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -16,13 +17,20 @@ class Pool:
     Each thread owns the execution it has taken, may block in a step function for as long as that likes, and ends when
     the pool is closed. A thread whose call was given up is replaced, so that hanging steps do not eat the pool; at
     most as many are replaced as the pool has threads.
+
+    At most one thread at a time is on its way from its sleep to what is ready; having taken something, it wakes the
+    next. Where step functions block, all threads are soon at work. Where they end at once, one thread takes what is
+    ready, and another stands by: all of them would spend their time in handing on the interpreter's lock.
     """
 
     def __init__(self, size: int, work: Callable[[Execution], None], name: str) -> None:
         self.size = size
         self._work = work
         self._name = name
-        self._ready: SimpleQueue[Execution | None] = SimpleQueue()
+        self._ready: deque[Execution] = deque()
+        self._wakes: SimpleQueue[bool] = SimpleQueue()
+        self._waking = False
+        self._here = threading.local()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
         self._busy = 0
@@ -35,13 +43,20 @@ class Pool:
                 self._spawn()
 
     def put(self, execution: Execution) -> None:
-        """Queue an execution for the next free thread."""
-        self._ready.put(execution)
+        """Queue an execution for the next free thread: if a thread of the pool puts it, that is perhaps itself."""
+        self._ready.append(execution)
+        if not hasattr(self._here, "working"):
+            self._wake()
 
     @property
     def waiting(self) -> int:
         """How many executions wait for a thread."""
-        return self._ready.qsize()
+        return len(self._ready)
+
+    @property
+    def one_works(self) -> bool:
+        """Whether one thread has something to do, and no other will have."""
+        return self._busy == 1 and not self._ready
 
     @property
     def free(self) -> int:
@@ -78,7 +93,7 @@ class Pool:
         with self._lock:
             threads = list(self._threads)
         for _ in threads:
-            self._ready.put(None)
+            self._wakes.put(False)
         deadline = time.monotonic() + timeout_s
         for thread in threads:
             thread.join(max(0.0, deadline - time.monotonic()))
@@ -90,18 +105,31 @@ class Pool:
 
     def _run(self) -> None:
         try:
-            while self._take(self._ready.get()):
-                pass
+            self._here.working = True
+            while self._wakes.get():
+                # Before the look: who puts something while this is set relies on the look that follows.
+                self._waking = False
+                while self._take():
+                    pass
         except ThreadLost:
             pass
         finally:
             with self._lock:
                 self._threads.discard(threading.current_thread())
 
-    def _take(self, execution: Execution | None) -> bool:
+    def _wake(self) -> None:
+        if not self._waking:
+            self._waking = True
+            self._wakes.put(True)
+
+    def _take(self) -> bool:
         """Work on an execution, and do not hold on to it while waiting for the next: its history may be long."""
-        if execution is None:
+        try:
+            execution = self._ready.popleft()
+        except IndexError:
             return False
+        if self._ready:
+            self._wake()
         with self._lock:
             self._busy += 1
         try:

@@ -16,6 +16,9 @@ from pgworkflows.journal import Answer, Entry, Verdict, write
 from pgworkflows.runner import Execution
 
 MAX_BATCH = 500
+GOOD_BATCH = 64
+"""How many entries are worth a flush while there are others to come."""
+YIELD_S = 0.00002
 LOCKED_PAUSE_S = 0.05
 LONGEST_LOCKED_PAUSE_S = 0.5
 
@@ -61,15 +64,17 @@ class HeldOver:
 
 
 class Scribe(threading.Thread):
-    """Owns the journal's connection and the entries not yet durable. Blocks on its queue and in flushes; while the
-    server is away it keeps what it has, at most one entry for each run in hand, and sends it again. Ends when it is
-    closed and has nothing left, or when told to give up."""
+    """Owns the entries not yet durable, and the journal's connection, which it lends to a thread that has only one to
+    write. Blocks on its queue, on the return of the connection, and in flushes; while the server is away it keeps what
+    it has, at most one entry for each run in hand, and sends it again. Ends when it is closed and has nothing left, or
+    when told to give up."""
 
     def __init__(
         self,
         conn: WorkerConnection,
         holdings: Holdings,
         answered: Callable[[Execution, Entry, Answer], None],
+        alone: Callable[[], bool],
         logger: logging.Logger,
         name: str,
     ) -> None:
@@ -77,6 +82,9 @@ class Scribe(threading.Thread):
         self._conn = conn
         self._holdings = holdings
         self._answered = answered
+        self._alone = alone
+        self._pen = threading.Lock()
+        self._failed_at_once: Exception | None = None
         self._logger = logger
         self._queue: SimpleQueue[Pending | None] = SimpleQueue()
         self._held_over = HeldOver()
@@ -84,8 +92,32 @@ class Scribe(threading.Thread):
         self._give_up = threading.Event()
 
     def submit(self, execution: Execution, entry: Entry) -> None:
-        """Write an entry as soon as possible; `answered` is called in this thread with what became of it."""
+        """Write an entry as soon as possible; `answered` is called with what became of it, in the thread that writes:
+        the scribe's, or, where nothing else is to be written or worked on, this one."""
+        if self._alone() and not self._closing and self._queue.empty() and self._pen.acquire(blocking=False):
+            self._write_at_once(execution, entry)
+            return
         self._queue.put((execution, entry))
+        if self._queue.qsize() >= GOOD_BATCH and not self._pen.locked():
+            # It has been woken, and waits for the interpreter, which a thread keeps for milliseconds unless it sleeps.
+            # The server is to work on these while the pool works on the others.
+            time.sleep(YIELD_S)
+
+    def _write_at_once(self, execution: Execution, entry: Entry) -> None:
+        """Write a single entry in the thread that made it, which has the pen, without handing it to another and back.
+        What could not be written is the scribe's to try again, and to tell of: it has that before the pen."""
+        answer = Answer(Verdict.STALE)
+        try:
+            if not execution.dropped:
+                [answer] = write(self._conn, self._holdings.worker_id, [entry])
+        except Exception as error:  # whatever it is, what is in the entry must be written
+            self._failed_at_once = error
+        finally:
+            if answer.verdict is not Verdict.WRITTEN:
+                self._queue.put((execution, entry))
+            self._pen.release()
+        if answer.verdict is Verdict.WRITTEN:
+            self._answered(execution, entry, answer)
 
     def close(self, timeout_s: float) -> None:
         """Write what is left and end; what is not written in time is left to whoever takes the runs over."""
@@ -99,9 +131,12 @@ class Scribe(threading.Thread):
         while not self._give_up.is_set():
             if self._write(self._gather(), backoff) or not self._closing:
                 continue
-            if not self._held_over:
-                break
-            self._give_up.wait(self._held_over.rest_s())
+            if self._held_over:
+                self._give_up.wait(self._held_over.rest_s())
+                continue
+            with self._pen:
+                if self._queue.empty():
+                    break
         self._conn.close()
 
     def _gather(self) -> list[Pending]:
@@ -125,13 +160,17 @@ class Scribe(threading.Thread):
         """Write a batch, and hold on to nothing of it; whether there was anything."""
         if not batch:
             return False
+        failed, self._failed_at_once = self._failed_at_once, None
+        if failed is not None:
+            self._give_up.wait(backoff.failed(failed))
         while not self._give_up.is_set():
             worker_id = self._holdings.worker_id
             batch = [pending for pending in batch if self._wanted(*pending)]
             if not batch:
                 break
             try:
-                answers = write(self._conn, worker_id, [entry for _, entry in batch])
+                with self._pen:
+                    answers = write(self._conn, worker_id, [entry for _, entry in batch])
             except Exception as error:  # whatever it is, what is in the batch must be written
                 self._give_up.wait(backoff.failed(error))
                 continue

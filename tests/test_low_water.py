@@ -81,6 +81,7 @@ class Claimant:
     def claim(self, since: Any = None, capacity: int = 100) -> tuple[dict[str, Any], int]:
         """The answer, and how many entries of the indexes of ready and of timed rows it has read."""
         with self._conn.transaction():
+            before = self._read()
             answer = self._value(
                 "select pgworkflows.claim(worker_id => %s, queues => '{default}', workflows => '{stroll}',"
                 " capacity => %s, alone => true, awake => false, since => %s)",
@@ -88,11 +89,17 @@ class Claimant:
                 capacity,
                 since,
             )
-            read = self._value(
+            read = self._read() - before
+        return answer, read
+
+    def _read(self) -> int:
+        """What this session has read since it last reported that, which it does not do within a transaction."""
+        return int(
+            self._value(
                 "select sum(pg_stat_get_xact_tuples_returned(i::regclass)) from unnest("
                 " '{pgworkflows.queue_ready,pgworkflows.queue_timed,pgworkflows.queue_timeouts}'::text[]) as i"
             )
-        return answer, int(read)
+        )
 
     def ids(self, since: Any = None, capacity: int = 100) -> list[UUID]:
         answer, _ = self.claim(since, capacity)

@@ -90,6 +90,7 @@ def test_many_runs_that_were_taken_over_are_one_line(database_url: str, caplog: 
             WorkerConnection(database_url, "pgworkflows"),
             holdings,
             lambda execution, entry, answer: answers.append(answer.verdict),
+            lambda: False,
             logging.getLogger("pgworkflows"),
             "test",
         )

@@ -1,0 +1,101 @@
+"""The threads that call step functions: who is woken, and who writes what they have done."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from working import working
+
+from pgworkflows import Step, Steps, WorkflowEngine, claims, workflow
+
+THREADS = 6
+
+
+class Meeting:
+    """A step that ends only once as many threads are in it as a pool has."""
+
+    def __init__(self) -> None:
+        self._barrier = threading.Barrier(THREADS)
+
+    def attend(self, input: int) -> int:
+        self._barrier.wait(20)
+        return input
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[WorkflowEngine]:
+    meeting = Meeting()
+
+    @workflow("meet")
+    def meet(step: Step, input: int) -> Steps[int]:
+        first = yield from step.run("first", meeting.attend, input)
+        return (yield from step.run("again", meeting.attend, first))
+
+    @workflow("steps")
+    def steps(step: Step, input: int) -> Steps[int]:
+        for number in range(input):
+            yield from step.run(f"s{number}", int)
+        return input
+
+    with WorkflowEngine(database_url, workflows=[meet, steps]) as engine:
+        yield engine
+
+
+@pytest.fixture
+def writers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The thread of each flush and how many entries it had."""
+    writers: list[tuple[str, int]] = []
+    flush = claims.flush
+
+    def noted(conn: Any, worker_id: Any, entries: str, *others: Any) -> Any:
+        writers.append((threading.current_thread().name, entries.count('"claim_id"')))
+        return flush(conn, worker_id, entries, *others)
+
+    monkeypatch.setattr(claims, "flush", noted)
+    return writers
+
+
+def test_steps_that_block_get_all_threads(engine: WorkflowEngine) -> None:
+    runs = [engine.start_workflow("meet", number) for number in range(THREADS * 3)]
+    with working(engine, threads=THREADS):
+        assert [engine.wait_for_run(run.id, timeout=30).output for run in runs] == list(range(THREADS * 3))
+
+
+def test_a_run_that_is_alone_is_written_by_the_thread_that_works_on_it(
+    engine: WorkflowEngine, writers: list[tuple[str, int]]
+) -> None:
+    run = engine.start_workflow("steps", 20)
+    engine.worker().run_until_idle(timeout=20)
+    assert engine.get_run(run.id).output == 20
+    assert {thread for thread, _ in writers} == {"pgworkflows-step"}
+
+
+def test_runs_in_company_are_written_together(engine: WorkflowEngine, writers: list[tuple[str, int]]) -> None:
+    runs = engine.start_workflows("steps", [5] * 50)
+    engine.worker().run_until_idle(timeout=30)
+    assert [engine.get_run(run.id).output for run in runs] == [5] * 50
+    assert max(entries for _, entries in writers) > 1
+    assert len(writers) < 50 * 5
+
+
+def test_what_the_working_thread_could_not_write_the_scribe_writes_and_tells_of(
+    engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    flush = claims.flush
+    failed: list[str] = []
+
+    def broken_in_the_pool(*args: Any) -> Any:
+        if threading.current_thread().name == "pgworkflows-step":
+            failed.append("once more")
+            raise ArithmeticError("nobody expects this")
+        return flush(*args)
+
+    monkeypatch.setattr(claims, "flush", broken_in_the_pool)
+    run = engine.start_workflow("steps", 2)
+    engine.worker().run_until_idle(timeout=20)
+    assert engine.get_run(run.id).output == 2
+    assert failed
+    assert "nobody expects this" in caplog.text
