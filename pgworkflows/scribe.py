@@ -16,9 +16,6 @@ from pgworkflows.journal import Answer, Entry, Verdict, write
 from pgworkflows.runner import Execution
 
 MAX_BATCH = 500
-GOOD_BATCH = 64
-"""How many entries are worth a flush while there are others to come."""
-YIELD_S = 0.00002
 LOCKED_PAUSE_S = 0.05
 LONGEST_LOCKED_PAUSE_S = 0.5
 
@@ -98,10 +95,6 @@ class Scribe(threading.Thread):
             self._write_at_once(execution, entry)
             return
         self._queue.put((execution, entry))
-        if self._queue.qsize() >= GOOD_BATCH and not self._pen.locked():
-            # It has been woken, and waits for the interpreter, which a thread keeps for milliseconds unless it sleeps.
-            # The server is to work on these while the pool works on the others.
-            time.sleep(YIELD_S)
 
     def _write_at_once(self, execution: Execution, entry: Entry) -> None:
         """Write a single entry in the thread that made it, which has the pen, without handing it to another and back.

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pgworkflows.engine import WorkflowEngine
 
 DEFAULT_THREADS = 16
-DEFAULT_MAX_RUNS = 256
+DEFAULT_MAX_RUNS = 512
 SIGNALS_EVERY_S = 0.25
 
 
