@@ -8,7 +8,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, suppress
+from functools import partial
 
 import bouncing
 import psycopg
@@ -19,7 +20,17 @@ from psycopg_pool import ConnectionPool
 from waiting import until
 from working import ROOT, WorkerProcesses, rows, value, worker_processes, working
 
-from pgworkflows import RunStatus, Step, Steps, WorkflowClient, WorkflowEngine, claims, workflow
+from pgworkflows import (
+    RunStatus,
+    Step,
+    Steps,
+    Workflow,
+    WorkflowClient,
+    WorkflowEngine,
+    WorkflowRun,
+    claims,
+    workflow,
+)
 from pgworkflows.claims import WorkerConnection
 from pgworkflows.database import connect, connect_worker
 from pgworkflows.embedded import EmbeddedPostgres
@@ -273,6 +284,13 @@ def test_with_direct_connections_to_listen_with_a_killed_worker_is_dead_long_bef
         assert client.wait_for_run(run.id, timeout=30).output == [victim.pid, other.pid]
 
 
+def start_again(engine: WorkflowEngine, workflow: Workflow[int, int]) -> WorkflowRun | None:
+    """The pooler lends sessions that have ended, and says so when it has been asked: then the call is repeated."""
+    with suppress(ConfigurationError):
+        return engine.start_workflow(workflow, 50, idempotency_key="after")
+    return None
+
+
 class TestWhatFailsBehindTheClient:
     """The pooler dies, and the server behind it: clients and workers go on, and nothing is lost or done twice."""
 
@@ -298,7 +316,7 @@ class TestWhatFailsBehindTheClient:
                 pooler.start()
             else:
                 own_server.restart()
-            after = engine.start_workflow(noting, 50)
+            after = until(partial(start_again, engine, noting), "a call is answered")
             for number, run in enumerate([*before, after]):
                 assert engine.wait_for_run(run.id, timeout=60).output == number
         assert sorted(calls) == list(range(51))
