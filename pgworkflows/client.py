@@ -120,7 +120,7 @@ class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations):
             text,
             optional_name(resource_id, "resource_id"),
             optional_name(idempotency_key, "idempotency_key"),
-            borrowed=connection is not None,
+            borrowed=self._joins(connection),
         )
         return _changed(outcome, key, resource_id, UNFINISHED, "get events")
 
@@ -184,7 +184,7 @@ class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations):
             operation,
             key,
             optional_name(resource_id, "resource_id"),
-            borrowed=connection is not None,
+            borrowed=self._joins(connection),
         )
         return _changed(outcome, key, resource_id, allowed, verb)
 

@@ -184,6 +184,11 @@ class Database:
         self._left_behind: list[Connections] = []
 
     @property
+    def borrowed(self) -> bool:
+        """Whether statements join a transaction that somebody else ends."""
+        return False
+
+    @property
     def conninfo(self) -> str:
         """What a worker connects with."""
         if self._conninfo is not None:
@@ -281,6 +286,14 @@ def _take(pool: Pool, database: Database) -> Connection:
         if not has_ended(conn):
             return conn
         pool.putconn(conn)
+
+
+def conninfo_of(parameters: Mapping[str, Any]) -> str:
+    """The connection string in what somebody passes to `connect`: what libpq knows of it, without their driver's own
+    arguments, and without an encoding, which is ours."""
+    known = {option.keyword.decode() for option in psycopg.pq.Conninfo.get_defaults()} - {"client_encoding"}
+    given = {key: value for key, value in parameters.items() if key in known and value is not None}
+    return make_conninfo("", **given)
 
 
 def _connect_parameters(kwargs: Mapping[str, Any] | None) -> dict[str, Any]:

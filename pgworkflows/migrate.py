@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
+from typing import Any, Protocol
 
 import psycopg
+from psycopg.sql import Literal
 
-from pgworkflows.database import Connection, connect, explained
+from pgworkflows.database import Executor, Locked, Params, Row, connect, explained, sorted_out
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.schema import DEFAULT_SCHEMA, checked_schema, render, script, statement
 from pgworkflows.sessions import OwnConnection
@@ -50,6 +54,18 @@ class Migration:
     sql: str
 
 
+class Session(Executor, Protocol):
+    """What migrations are applied in: a connection of our own, or one of a framework that keeps a record of its own."""
+
+    def run(self, sql: str) -> None:
+        """Run statements without parameters. Raises Locked."""
+        ...
+
+    def together(self) -> AbstractContextManager[Any]:
+        """A transaction, or a part of one that can be undone."""
+        ...
+
+
 def migrations() -> tuple[Migration, ...]:
     """All migrations that this code brings, in order."""
     found = [
@@ -66,7 +82,7 @@ def plan(conninfo: str, schema: str = DEFAULT_SCHEMA) -> tuple[Migration, ...]:
     """The migrations that `migrate` would run now. Changes nothing; raises ConfigurationError like `migrate`."""
     checked_schema(schema)
     with connect(conninfo) as conn:
-        return _pending(conn, schema)
+        return _pending(_OwnSession(conn), schema)
 
 
 def migrate(conninfo: str, schema: str = DEFAULT_SCHEMA) -> tuple[Migration, ...]:
@@ -78,12 +94,40 @@ def migrate(conninfo: str, schema: str = DEFAULT_SCHEMA) -> tuple[Migration, ...
     """
     checked_schema(schema)
     with connect(conninfo, lock_timeout_ms=LOCK_TIMEOUT_MS) as conn:
-        return tuple(migration for migration in _pending(conn, schema) if _apply(conn, schema, migration))
+        session = _OwnSession(conn)
+        return tuple(migration for migration in _pending(session, schema) if _apply(session, schema, migration))
 
 
-def check_current(conn: Connection, schema: str) -> None:
+def script_of(migration: Migration, schema: str) -> tuple[str, ...]:
+    """What applying a migration runs, as a script for psql: for an administrator to read, or to run in one
+    transaction."""
+    # Formatting turns each doubled % of the schema's name into one again, as the driver does.
+    record = statement("add_migration", checked_schema(schema)) % tuple(
+        Literal(value).as_string() for value in (migration.number, migration.name, migration.oldest_code)
+    )
+    return (*_parts(migration, schema), record)
+
+
+def apply_in_turns(session: Session, schema: str, migration: Migration) -> bool:
+    """Run one migration unless it was run; whether it was run now. Waits for locks in short turns, so that nobody
+    queues up behind a waiting lock: the session's lock timeout is short. Raises ConfigurationError when another
+    session holds a lock for over a minute."""
+    give_up = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        try:
+            with session.together():
+                return _apply_locked(session, schema, migration)
+        except Locked as error:
+            if time.monotonic() > give_up:
+                raise ConfigurationError(
+                    f"schema {schema!r} could not be migrated: another session held a lock for over "
+                    f"{LOCK_PATIENCE_S:.0f} s ({error})"
+                ) from error
+
+
+def check_current(conn: OwnConnection, schema: str) -> None:
     """Raise ConfigurationError unless this code can work with the schema as it is."""
-    pending = _pending(conn, schema)
+    pending = _pending(_OwnSession(conn), schema)
     if pending:
         names = ", ".join(migration.name for migration in pending)
         raise ConfigurationError(f"schema {schema!r} lacks {names}: call migrate() or engine.start() first")
@@ -96,9 +140,9 @@ def _migrations_folder() -> Traversable | Path:
     return Path(__file__).parent.parent / "migrations"
 
 
-def _pending(conn: Connection, schema: str) -> tuple[Migration, ...]:
+def _pending(executor: Executor, schema: str) -> tuple[Migration, ...]:
     known = migrations()
-    applied = _applied(conn, schema)
+    applied = _applied(executor, schema)
     newest_needed = max(applied.values(), default=0)
     if newest_needed > known[-1].number:
         raise ConfigurationError(
@@ -108,10 +152,9 @@ def _pending(conn: Connection, schema: str) -> tuple[Migration, ...]:
     return tuple(migration for migration in known if migration.number not in applied)
 
 
-def _applied(conn: Connection, schema: str) -> dict[int, int]:
+def _applied(executor: Executor, schema: str) -> dict[int, int]:
     """Number → oldest code of the migrations that the database has."""
-    rows = conn.execute(statement("find_own_names", schema).encode(), (schema, list(OWN_NAMES))).fetchall()
-    found: dict[str, list[str]] = dict(rows)
+    found: dict[str, list[str]] = dict(executor.fetch(statement("find_own_names", schema), (schema, list(OWN_NAMES))))
     if not found:
         return {}
     if set(found.get("migrations", ())) != OWN_COLUMNS:
@@ -120,28 +163,41 @@ def _applied(conn: Connection, schema: str) -> dict[int, int]:
             f"schema {schema!r} holds tables that are not pgworkflows' ({names}): choose another schema= or move them"
         )
     try:
-        applied = conn.execute(script("get_migrations", schema).encode()).fetchall()
+        applied = executor.fetch(statement("get_migrations", schema), ())
     except psycopg.Error as error:
         raise explained(error) from error
     return dict(applied)
 
 
-def _apply(conn: OwnConnection, schema: str, migration: Migration) -> bool:
-    """Run one migration unless another process has; whether it was run. Waits for the lock in short turns, so that
-    nobody queues up behind a waiting lock."""
-    give_up = time.monotonic() + LOCK_PATIENCE_S
-    while True:
-        try:
-            with conn.together():
-                return _apply_locked(conn, schema, migration)
-        except psycopg.errors.LockNotAvailable as error:
-            if time.monotonic() > give_up:
-                raise ConfigurationError(
-                    f"schema {schema!r} could not be migrated: another session held a lock for over "
-                    f"{LOCK_PATIENCE_S:.0f} s ({error.diag.message_primary})"
-                ) from error
-        except psycopg.Error as error:
-            raise _refusal(error, schema, migration) from error
+class _OwnSession:
+    """A connection of our own, whose lock timeout is short."""
+
+    def __init__(self, conn: OwnConnection) -> None:
+        self._conn = conn
+        self.together = conn.together
+
+    def fetch(self, sql: str, params: Params) -> list[Row]:
+        with _lock_is_held():
+            return self._conn.execute(sql.encode(), params).fetchall()
+
+    def run(self, sql: str) -> None:
+        with _lock_is_held():
+            self._conn.execute(sql.encode())
+
+
+@contextmanager
+def _lock_is_held() -> Generator[None]:
+    try:
+        yield
+    except psycopg.errors.LockNotAvailable as error:
+        raise sorted_out(error) from error
+
+
+def _apply(session: _OwnSession, schema: str, migration: Migration) -> bool:
+    try:
+        return apply_in_turns(session, schema, migration)
+    except psycopg.Error as error:
+        raise _refusal(error, schema, migration) from error
 
 
 def _refusal(error: psycopg.Error, schema: str, migration: Migration) -> ConfigurationError:
@@ -157,15 +213,20 @@ def _refusal(error: psycopg.Error, schema: str, migration: Migration) -> Configu
             return ConfigurationError(f"{failed}: {known if isinstance(known, ConfigurationError) else error}")
 
 
-def _apply_locked(conn: Connection, schema: str, migration: Migration) -> bool:
-    conn.execute(script("lock_migrations", schema).encode())
-    if migration.number in _applied(conn, schema):
+def _apply_locked(session: Session, schema: str, migration: Migration) -> bool:
+    session.run(script("lock_migrations", schema))
+    if migration.number in _applied(session, schema):
         return False
+    for part in _parts(migration, schema):
+        session.run(part)
+    session.fetch(statement("add_migration", schema), (migration.number, migration.name, migration.oldest_code))
+    return True
+
+
+def _parts(migration: Migration, schema: str) -> Iterator[str]:
     if migration.number == 1:
-        conn.execute(script("create_migrations", schema).encode())
-    conn.execute(render(migration.sql, schema).encode())
+        yield script("create_migrations", schema)
+    yield render(migration.sql, schema)
     if migration.number >= ROLES_SINCE:
         # What it has made anew is with the roles at once: they are at work.
-        conn.execute(script("grant_roles", schema).encode())
-    conn.execute(statement("add_migration", schema).encode(), (migration.number, migration.name, migration.oldest_code))
-    return True
+        yield script("grant_roles", schema)

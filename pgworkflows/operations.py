@@ -24,6 +24,10 @@ class Operations:
     def _executor(self, connection: Any) -> Executor:
         return self._database if connection is None else borrowed(connection)
 
+    def _joins(self, connection: Any) -> bool:
+        """Whether a call is part of a transaction that its caller ends."""
+        return connection is not None or self._database.borrowed
+
 
 def run_key(run_id: object) -> UUID:
     if isinstance(run_id, UUID):

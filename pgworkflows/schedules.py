@@ -63,7 +63,7 @@ class ScheduleOperations(Operations):
         `connection` in the caller's transaction. Raises WorkflowNotFoundError if the workflow has no schedule, and
         WorkflowRunInProgressError if it is a singleton with an unfinished run."""
         workflow_id = _key(workflow)
-        params = (workflow_id, self._headers(workflow), "false" if connection is None else "true")
+        params = (workflow_id, self._headers(workflow), "true" if self._joins(connection) else "false")
         [(outcome, text)] = self._fetch_schedules("trigger_schedule", params, connection)
         if outcome == "not_found":
             raise _not_found(workflow_id)

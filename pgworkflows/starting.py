@@ -71,7 +71,7 @@ class StartOperations(Operations):
         key = optional_name(idempotency_key, "idempotency_key")
         workflow_id, text, fallback = self._prepared(workflow, input)
         request = StartRequest(workflow_id, self._sealed(workflow_id, text), key, terms, fallback)
-        outcome = self._store.start_workflow(self._executor(connection), request, borrowed=connection is not None)
+        outcome = self._store.start_workflow(self._executor(connection), request, borrowed=self._joins(connection))
         return _started(outcome, workflow_id)
 
     def start_workflows(
@@ -127,7 +127,7 @@ class StartOperations(Operations):
             requests.append(StartRequest(workflow_id, text, name, terms, fallback))
         if not requests:
             return []
-        outcomes = self._store.start_workflows(self._executor(connection), requests, borrowed=connection is not None)
+        outcomes = self._store.start_workflows(self._executor(connection), requests, borrowed=self._joins(connection))
         return [_started(outcome, requests[0].workflow_id) for outcome in outcomes]
 
     def _prepared(self, workflow: WorkflowRef[Any, Any] | str, input: Any) -> tuple[str, str, Mapping[str, Any] | None]:

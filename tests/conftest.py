@@ -169,6 +169,30 @@ def empty_database_url(databases: Databases) -> Iterator[str]:
         yield url
 
 
+@pytest.fixture(scope="session")
+def shop_template(databases: Databases) -> Iterator[str]:
+    """The name of a database with all tables of the Django project of the tests, to copy."""
+    from django.core.management import call_command
+    from djangoing import pointed_at
+
+    name = databases.create()
+    try:
+        with pointed_at(databases.direct_url_for(name)):
+            call_command("migrate", run_syncdb=True, verbosity=0)
+        yield name
+    finally:
+        databases.drop(name)
+
+
+@pytest.fixture
+def shop_url(databases: Databases, shop_template: str) -> Iterator[str]:
+    """A database of the test's own for the Django project, whose default database in this process it is."""
+    from djangoing import pointed_at
+
+    with databases.fresh(shop_template) as url, pointed_at(url):
+        yield url
+
+
 @pytest.fixture
 def own_server(_no_settings_from_outside: None) -> Iterator[EmbeddedPostgres]:
     """A temporary server of the test's own, to restart or to kill (its process id is `pid`)."""

@@ -1,2 +1,2 @@
 -- Record a migration in its own transaction.
-insert into pgworkflows.migrations (number, name, oldest_code) values (%s, %s, %s)
+insert into pgworkflows.migrations (number, name, oldest_code) values (%s, %s, %s) returning number

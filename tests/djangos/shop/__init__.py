@@ -1,0 +1,1 @@
+"""A shop: an app of a Django project with a model, views and workflows."""
