@@ -11,7 +11,7 @@ SEED ?=
 TRIALS ?= 3
 BIN := .venv/bin
 STAMP := .venv/installed
-CODE := $(wildcard pgworkflows tests examples bench)
+CODE := $(wildcard pgworkflows pytest_pgworkflows.py tests examples bench)
 MIGRATIONS := $(wildcard migrations/*.sql)
 
 help: ## show this list

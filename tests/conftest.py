@@ -9,34 +9,19 @@ from __future__ import annotations
 
 import fcntl
 import os
-import secrets
 import shutil
 import tempfile
-from collections.abc import Callable, Generator, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from urllib.parse import quote, urlsplit
 
-import psycopg
 import pytest
 from bouncing import PgBouncer, pooled
-from psycopg import sql
 
 from pgworkflows.embedded import EmbeddedPostgres
 from pgworkflows.embedded.place import CONTROL
-
-PREFIX = "pgworkflows_test_"
-MEMORY = Path("/dev/shm")
-MEMORY_WANTED = 4 << 30
-SETTINGS = {
-    "fsync": "off",
-    "full_page_writes": "off",
-    "max_connections": "300",
-    "max_wal_size": "512MB",
-    "shared_buffers": "64MB",
-    "max_prepared_transactions": "10",
-    "log_min_duration_statement": "5s",
-}
+from pgworkflows.scratch import ScratchDatabases
+from pgworkflows.testing.server import SETTINGS, session_server
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -64,80 +49,37 @@ def _no_settings_from_outside() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def server(_no_settings_from_outside: None) -> Iterator[str]:
     """The session's server: the connection string of a database from which others can be created."""
-    named = os.environ.get("PGWORKFLOWS_TEST_URL")
-    if named:
-        yield named
-    else:
-        with pytest.MonkeyPatch.context() as patch:
-            if _room_in_memory() > MEMORY_WANTED:
-                patch.setenv("TMPDIR", str(MEMORY))  # a copy of the template takes 10 ms there, on a disk up to 250
-            embedded = EmbeddedPostgres(settings=SETTINGS).start()
-        with embedded:
-            yield embedded.url
+    with session_server() as url:
+        yield url
 
 
-def _room_in_memory() -> int:
-    """The free bytes in the file system in memory; 0 where there is none."""
-    return shutil.disk_usage(MEMORY).free if os.access(MEMORY, os.W_OK) else 0
+@pytest.fixture(scope="session")
+def pgworkflows_server(server: str) -> str:
+    """The testing kit's databases are on the same server."""
+    return server
 
 
-class Databases:
-    """Makes and drops this session's databases over one connection, whose advisory lock says that the session lives."""
+class Databases(ScratchDatabases):
+    """Makes and drops this session's databases; what connects to them goes through the pooler, if there is one."""
 
-    def __init__(self, server: str, admin: psycopg.Connection, pooler: PgBouncer | None = None) -> None:
-        self._server = server
+    def __init__(self, server: str, pooler: PgBouncer | None = None) -> None:
+        super().__init__(server)
         self._pooler = pooler
-        self._admin = admin
-        self._session = secrets.token_hex(4)
-        self._count = 0
-        admin.execute("SELECT pg_advisory_lock(hashtext(%s))", [self._session])
 
     def url_for(self, name: str) -> str:
         return self.direct_url_for(name) if self._pooler is None else self._pooler.url_for(name)
 
     def direct_url_for(self, name: str) -> str:
         """The connection string with which no pooler stands before the server."""
-        return urlsplit(self._server)._replace(path=f"/{quote(name)}").geturl()
-
-    def create(self, template: str | None = None) -> str:
-        """A new database's name; a copy of `template` if given."""
-        self._count += 1
-        name = f"{PREFIX}{self._session}_{self._count}"
-        statement = sql.SQL("CREATE DATABASE {}").format(sql.Identifier(name))
-        if template is not None:
-            statement += sql.SQL(" TEMPLATE {} STRATEGY wal_log").format(sql.Identifier(template))
-        self._admin.execute(statement)
-        return name
-
-    def drop(self, name: str) -> None:
-        """Drop a database, whoever is connected to it."""
-        self._admin.execute(sql.SQL("DROP DATABASE IF EXISTS {} WITH (FORCE)").format(sql.Identifier(name)))
-
-    @contextmanager
-    def fresh(self, template: str | None = None) -> Generator[str]:
-        """A new database for the length of a with statement: its connection string."""
-        name = self.create(template)
-        try:
-            yield self.url_for(name)
-        finally:
-            self.drop(name)
-
-    def drop_left_by_killed_sessions(self) -> None:
-        """Drop the databases of sessions whose advisory lock is free."""
-        found = self._admin.execute("SELECT datname FROM pg_database WHERE datname LIKE %s", [f"{PREFIX}%"]).fetchall()
-        for (name,) in found:
-            session = name.removeprefix(PREFIX).split("_")[0]
-            locked = self._admin.execute("SELECT pg_try_advisory_lock(hashtext(%s))", [session]).fetchone()
-            if session != self._session and locked == (True,):
-                self.drop(name)
+        return super().url_for(name)
 
 
 @pytest.fixture(scope="session")
 def databases(server: str) -> Iterator[Databases]:
     """Creates further databases on the session's server."""
-    with psycopg.connect(server, autocommit=True) as admin, ExitStack() as stack:
+    with ExitStack() as stack:
         pooler = stack.enter_context(PgBouncer(server)) if pooled() else None
-        made = Databases(server, admin, pooler)
+        made = stack.enter_context(Databases(server, pooler))
         made.drop_left_by_killed_sessions()
         yield made
 

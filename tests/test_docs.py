@@ -104,7 +104,7 @@ class Slow:
     """What takes its time goes on beside the other tests."""
 
     killed_and_again: Future[list[str]]
-    suite: Future[subprocess.CompletedProcess[str]]
+    suites: list[Future[subprocess.CompletedProcess[str]]]
     pages: Mapping[Path, Future[subprocess.CompletedProcess[str]]]
 
 
@@ -117,7 +117,9 @@ def _begun_at_once(request: pytest.FixtureRequest) -> None:
 
 
 @pytest.fixture(scope="module")
-def slow(tmp_path_factory: pytest.TempPathFactory, databases: Databases, migrated_template: str) -> Iterator[Slow]:
+def slow(
+    tmp_path_factory: pytest.TempPathFactory, server: str, databases: Databases, migrated_template: str
+) -> Iterator[Slow]:
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="pgw-test-")))
         folder.chmod(0o755)  # root's server has another user
@@ -125,7 +127,15 @@ def slow(tmp_path_factory: pytest.TempPathFactory, databases: Databases, migrate
         threads = stack.enter_context(ThreadPoolExecutor(max_workers=4))
         yield Slow(
             threads.submit(kill_the_first_workflow, folder),
-            threads.submit(run_the_suite_of_the_page, tmp_path_factory.mktemp("suite")),
+            [
+                threads.submit(
+                    run_the_suite_of_the_page, tmp_path_factory.mktemp("suite"), ["welcome.py", *tests], given
+                )
+                for tests, given in (
+                    (["test_welcome.py"], {}),
+                    (["test_welcome.py", "conftest.py"], {"PGWORKFLOWS_TEST_URL": server}),
+                )
+            ],
             {
                 page: threads.submit(
                     run_python,
@@ -158,15 +168,19 @@ def kill_the_first_workflow(folder: Path) -> list[str]:
     return said
 
 
-def run_the_suite_of_the_page(folder: Path) -> subprocess.CompletedProcess[str]:
-    for name in ("conftest.py", "welcome.py", "test_welcome.py"):
+def run_the_suite_of_the_page(
+    folder: Path, names: list[str], variables: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    for name in names:
         (folder / name).write_text(named(DOCS / "testing.md", name))
+    environment = {name: text for name, text in os.environ.items() if name != "PGWORKFLOWS_TEST_URL"}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--rootdir", ".", "-c", os.devnull, "."],
         cwd=folder,
+        env={**environment, **variables},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=100,
         check=False,
     )
 
@@ -415,10 +429,11 @@ def test_the_python_of_a_page_runs_and_prints_what_the_page_says(page: Path, slo
             assert output.rstrip() == claimed.rstrip(), f"{page_id(page)}, line {block.line}"
 
 
-def test_the_suite_on_the_testing_page_passes(slow: Slow) -> None:
-    done = slow.suite.result(60)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "4 passed" in done.stdout
+def test_the_suite_on_the_testing_page_passes_with_and_without_the_conftest(slow: Slow) -> None:
+    for suite in slow.suites:
+        done = suite.result(100)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert "4 passed" in done.stdout
 
 
 def test_the_first_workflow_goes_on_after_it_was_killed(slow: Slow) -> None:

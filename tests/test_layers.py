@@ -60,6 +60,7 @@ FLOORS: Mapping[str, set[str]] = {
         "migrate",
         "roles",
         "schema",
+        "scratch",
         "sessions",
         "sql",
         "store",

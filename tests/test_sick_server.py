@@ -10,7 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
-from conftest import SETTINGS, Databases
+from conftest import Databases
 from sickness import MAX_RUNS, ROLES, Attempts, Patient, Proxy, crowd, end_sessions, fill_disk, proxy, small_disk
 from waiting import until
 from working import rows, working
@@ -19,6 +19,7 @@ from pgworkflows import ConfigurationError, EmbeddedPostgres, WorkflowClient, Wo
 from pgworkflows.embedded.account import account_for
 from pgworkflows.embedded.place import CONTROL
 from pgworkflows.migrate import migrate
+from pgworkflows.testing.server import SETTINGS
 
 GRANTS = """
 grant usage on schema pgworkflows to app, keyholder;
@@ -46,8 +47,7 @@ def sick_server(_no_settings_from_outside: None) -> Iterator[EmbeddedPostgres]:
 @pytest.fixture(scope="module")
 def clinic(sick_server: EmbeddedPostgres) -> Iterator[tuple[Databases, str]]:
     """Makes databases on it, and the name of a migrated one to copy."""
-    with psycopg.connect(sick_server.url, autocommit=True) as admin:
-        databases = Databases(sick_server.url, admin)
+    with Databases(sick_server.url) as databases:
         template = databases.create()
         migrate(databases.url_for(template))
         rows(databases.url_for(template), GRANTS)

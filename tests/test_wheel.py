@@ -54,10 +54,10 @@ def test_the_wheel_holds_all_that_the_package_reads(wheel: Path) -> None:
         str(path.relative_to(ROOT)) for path in (ROOT / "pgworkflows").rglob("*") if path.suffix in (".py", ".sql")
     }
     wanted |= {f"pgworkflows/{path.relative_to(ROOT)}" for path in (ROOT / "migrations").glob("*.sql")}
-    wanted.add("pgworkflows/py.typed")
+    wanted |= {"pgworkflows/py.typed", "pytest_pgworkflows.py"}
     assert wanted <= names, f"missing: {sorted(wanted - names)}"
     others = {name for name in names if not name.startswith(("pgworkflows/", "pgworkflows-"))}
-    assert not others
+    assert others == {"pytest_pgworkflows.py"}
 
 
 def test_an_installed_wheel_migrates_and_runs_a_workflow(

@@ -1,0 +1,10 @@
+"""A kit for tests: workflows driven in the test's own thread, on a real database, with a clock that can be moved.
+
+The fixture `workflows` comes with the package, as a plugin of pytest's.
+"""
+
+from pgworkflows.testing.clock import make_clock_movable
+from pgworkflows.testing.run import Run
+from pgworkflows.testing.workflows import Workflows
+
+__all__ = ["Run", "Workflows", "make_clock_movable"]
