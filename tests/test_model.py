@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 import psycopg
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule, run_state_machine_as_test
@@ -389,6 +390,7 @@ def row_of(run: Run) -> tuple[Any, ...]:
     return (run.workflow, run.key, run.status, *queue, held, run.at, run.mail)
 
 
+@pytest.mark.direct("bounds by the session how long its callers wait for locks")
 def test_whatever_is_done_the_database_agrees_with_the_model(database_url: str) -> None:
     class Here(Machine):
         url = database_url
