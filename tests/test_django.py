@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import io
+import os
+import shutil
 import signal
 import subprocess
 import threading
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
+from django.apps import apps
 from django.core.checks import run_checks
 from django.core.exceptions import ImproperlyConfigured
 from django.core.management import CommandError, call_command
@@ -18,7 +23,7 @@ from django.db.migrations.exceptions import IrreversibleError
 from django.test import override_settings
 from djangoing import PROJECT, command, environment, manage, pointed_at, said, set_up
 from waiting import until
-from working import rows, value
+from working import rows, value, working
 
 from pgworkflows import ConfigurationError, WorkflowClient, workflow
 from pgworkflows.migrate import migrations, plan
@@ -28,7 +33,8 @@ set_up()
 from shop.models import Order  # noqa: E402  (an app is imported once Django is set up)
 from shop.workflows import ship  # noqa: E402
 
-from pgworkflows.contrib.django import engine, start_workflow  # noqa: E402
+from pgworkflows.contrib.django import engine, start_workflow, start_workflows  # noqa: E402
+from pgworkflows.contrib.django.models import Run, Step  # noqa: E402
 
 NAMES = [migration.name for migration in migrations()]
 
@@ -251,3 +257,169 @@ def test_a_start_in_a_database_without_the_schema_says_so(empty_database_url: st
         start_workflow("ship", {"order": 1})
     with pytest.raises(ConfigurationError, match="call migrate"), WorkflowClient(empty_database_url) as client:
         client.start_workflow("ship")
+
+
+def test_code_that_changes_is_loaded_anew_between_two_steps(shop_url: str, tmp_path: Path) -> None:
+    project = shutil.copytree(PROJECT, tmp_path / "project")
+    code = project / "shop" / "workflows.py"
+    with subprocess.Popen(
+        command("pgworkflows", "worker", "--reload"), cwd=project, env=environment(shop_url), stderr=subprocess.PIPE
+    ) as process:
+        try:
+            [first] = until(lambda: rows(shop_url, "select id from pgworkflows.workers"), "a worker registers")
+            code.write_text(code.read_text().replace('return {"name": name}', 'return {"name": name, "as": "mended"}'))
+            later = "select id from pgworkflows.workers where id <> %s"
+            until(lambda: rows(shop_url, later, *first), "a worker with the new code registers", within_s=60)
+            order = Order.objects.create(name="reloaded")
+            run = engine().get_workflow_last_run("ship")
+            assert run is not None
+            assert engine().wait_for_run(run.id, timeout="30s").output == {"name": order.name, "as": "mended"}
+            code.write_text("this is no Python")
+            until(lambda: not rows(shop_url, "select id from pgworkflows.workers"), "the worker ends", within_s=60)
+            code.write_text((PROJECT / "shop" / "workflows.py").read_text())
+            until(lambda: rows(shop_url, "select id from pgworkflows.workers"), "it works again", within_s=60)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    assert rows(shop_url, "select id from pgworkflows.workers") == []
+
+
+# Django's connections around steps ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("max_age", "steps"), [("0", 1000), ("600", 10_000)])
+def test_steps_leave_no_connection_behind(shop_url: str, max_age: str, steps: int) -> None:
+    """Each step asks for the process that serves its connection; four threads call them."""
+    start_workflows("ask", [{"steps": 250}] * (steps // 250))
+    connection.close()
+    left = (
+        "select count(*) from pg_stat_activity where datname = current_database() and query = 'select pg_backend_pid()'"
+    )
+    with subprocess.Popen(
+        command("pgworkflows", "worker"), cwd=PROJECT, env=environment(shop_url, CONN_MAX_AGE=max_age)
+    ) as process:
+        try:
+            unfinished = "select count(*) from pgworkflows.queue"
+            until(lambda: value(shop_url, unfinished) == 0, f"{steps} steps are done", within_s=100)
+            assert value(shop_url, "select count(*) from pgworkflows.steps where status = 'completed'") == steps
+            assert value(shop_url, left) <= (0 if max_age == "0" else 4)
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+        finally:
+            process.kill()
+    used = value(shop_url, "select count(distinct output::text) from pgworkflows.steps")
+    assert used == steps if max_age == "0" else used <= 4
+
+
+# Commands -----------------------------------------------------------------------------------------------------------
+
+
+def printed(*arguments: str) -> str:
+    out = io.StringIO()
+    call_command("pgworkflows", *arguments, stdout=out)
+    return out.getvalue()
+
+
+def test_runs_are_listed_and_shown(shop_url: str) -> None:
+    Order.objects.create(name="listed")
+    engine().worker().run_until_idle("20s")
+    failed = start_workflow("ship", {"order": 0}, resource_id="nobody", idempotency_key="k")
+    engine().worker().run_until_idle("20s")
+    head, newest, oldest = printed("runs").splitlines()
+    assert head.split() == ["RUN", "WORKFLOW", "STATUS", "STEP", "CREATED"]
+    assert newest.split()[:4] == [str(failed.id), "ship", "failed", "pack"]
+    assert oldest.split()[1:4] == ["ship", "completed", "mark-shipped"]
+    for filters in (["--status", "failed"], ["--resource", "nobody"], ["--limit", "1"]):
+        assert len(printed("runs", *filters).splitlines()) == 2, filters
+    assert len(printed("runs", "--workflow", "other").splitlines()) == 1
+    shown = printed("show", str(failed.id))
+    assert "status    failed\n" in shown
+    assert "DoesNotExist: Order matching query does not exist." in shown
+    assert "Traceback" not in shown
+    with pytest.raises(CommandError, match="was not found"):
+        call_command("pgworkflows", "show", "nonsense")
+
+
+def test_runs_are_cancelled_retried_and_pruned(shop_url: str) -> None:
+    first, second = (start_workflow("ship", {"order": 0}) for _ in range(2))
+    assert printed("cancel", str(first.id), str(second.id)).splitlines() == [
+        f"run {first.id} is cancelled",
+        f"run {second.id} is cancelled",
+    ]
+    with pytest.raises(CommandError, match=f"run {first.id} is cancelled; only .* can be cancelled"):
+        call_command("pgworkflows", "cancel", str(first.id))
+    assert printed("retry", str(first.id)) == f"run {first.id} is pending\n"
+    assert printed("prune", "--older-than", "1 day") == "0 runs deleted\n"
+    until(lambda: printed("prune", "--older-than", "0.01 s") == "1 runs deleted\n", "the cancelled one is old enough")
+    assert [run.id for run in engine().get_runs().items] == [first.id]
+
+
+def test_the_status_tells_of_workers_and_of_what_is_unfinished(shop_url: str) -> None:
+    start_workflow("ship", {"order": 0})
+    start_workflow("ship", {"order": 0}, delay="1 hour", queue="later")
+    with working(engine()):
+        engine().wait_for_run(engine().get_runs(limit=2).items[1].id, timeout="20s")
+        workers, unfinished = printed("status").split("\n\n")
+    assert workers.splitlines()[1].split()[2:4] == [str(os.getpid()), "default"]
+    assert [line.split() for line in unfinished.splitlines()] == [
+        ["QUEUE", "WORKFLOW", "STATUS", "RUNS"],
+        ["later", "ship", "pending", "1"],
+    ]
+
+
+def test_migrations_are_planned_and_applied_without_djangos_record(empty_database_url: str) -> None:
+    with pointed_at(empty_database_url):
+        assert printed("migrate", "--plan").splitlines() == [f"missing {name}" for name in NAMES]
+        assert printed("migrate").splitlines() == [f"applied {name}" for name in NAMES]
+        assert printed("migrate", "--plan") == "nothing to apply\n"
+        call_command("migrate", verbosity=0)
+
+
+def test_a_command_goes_to_the_database_it_names(shop_url: str, empty_database_url: str) -> None:
+    start_workflow("ship", {"order": 0})
+    with pointed_at(shop_url, empty_database_url):
+        call_command("migrate", database="other", verbosity=0)
+        assert len(printed("runs").splitlines()) == 2
+        assert len(printed("runs", "--database", "other").splitlines()) == 1
+
+
+# Models -------------------------------------------------------------------------------------------------------------
+
+
+def test_models_read_what_is_in_the_tables(shop_url: str) -> None:
+    order = Order.objects.create(name="read")
+    start_workflow("ship", {"order": 0})
+    engine().worker().run_until_idle("20s")
+    failed = Run.objects.get(status="failed")
+    assert failed.error["type"] == "DoesNotExist"
+    [run] = Run.objects.filter(input__order=order.pk, output__name="read").exclude(status="failed")
+    assert (run.input, run.output, run.error) == ({"order": order.pk}, {"name": "read"}, None)
+    assert [(step.step_id, step.output) for step in run.steps.all()] == [("pack", "read"), ("mark-shipped", 1)]
+    assert Run.objects.filter(steps__output="read").get() == run
+    assert Step.objects.get(pk=(run.id, "pack")).run == run
+    assert engine().get_run(run.id).created_at == run.created_at
+    assert set(Run.objects.values_list("output__name", flat=True)) == {"read", None}
+    assert "ship" in str(run)
+
+
+def test_models_have_the_columns_of_their_tables(shop_url: str) -> None:
+    for model in apps.get_app_config("pgworkflows").get_models():
+        assert list(model.objects.all()) == []
+        assert not model._meta.managed
+
+
+def test_models_change_nothing(shop_url: str) -> None:
+    start_workflow("ship", {"order": 0})
+    run = Run.objects.get()
+    for change in (
+        run.save,
+        run.delete,
+        lambda: Run.objects.update(status="completed"),
+        lambda: Run.objects.all().delete(),
+        lambda: Run.objects.create(id=run.id),
+        lambda: Run.objects.bulk_create([run]),
+    ):
+        with pytest.raises(TypeError, match="only read through models"):
+            change()
+    assert Run.objects.get().status == "pending"

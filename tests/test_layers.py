@@ -121,6 +121,7 @@ RULES = [
             "connections": "a lock: the threads of an application share a client's connections",
             "database": "a lock: a client is connected by whichever thread comes first",
             "embedded": "locks: the process's own server is started by whichever thread comes first",
+            "contrib": "a thread that watches the files of a Django project while it is developed",
             "calls": "a lock: a call ends in its pool's thread, or in the alarm's when its time is up",
             "wrapping": "a lock: both an execution's last thread and the one that stops the worker leave it",
         },

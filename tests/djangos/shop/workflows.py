@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from django.db import connection
 from pydantic import BaseModel
 
 from pgworkflows import Step, Steps, workflow
@@ -27,3 +28,20 @@ def ship(step: Step, input: Shipment) -> Steps[Any]:
     name = yield from step.run("pack", pack, input.order)
     yield from step.run("mark-shipped", mark_shipped, input.order)
     return {"name": name}
+
+
+class Question(BaseModel):
+    steps: int
+
+
+def backend_pid() -> int:
+    with connection.cursor() as cursor:
+        cursor.execute("select pg_backend_pid()")
+        [pid] = cursor.fetchone()
+    return int(pid)
+
+
+@workflow("ask")
+def ask(step: Step, input: Question) -> Steps[Any]:
+    for number in range(input.steps):
+        yield from step.run(f"ask-{number}", backend_pid)
