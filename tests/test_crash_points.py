@@ -37,7 +37,10 @@ from working import ROOT, HandWorker, rows
 
 from pgworkflows import RunStatus, WorkflowClient, claims, migrate
 
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [
+    pytest.mark.timeout(300),
+    pytest.mark.direct("its processes keep notes in sessions of their own, with prepared statements"),
+]
 
 PROGRAM = ROOT / "tests" / "programs" / "crashing.py"
 SQL = ROOT / "pgworkflows" / "sql"
