@@ -270,6 +270,7 @@ def forked(client: WorkflowClient, key: str) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.direct("looks at the sessions of connections")
 def test_a_client_survives_a_fork(client: WorkflowClient, database_url: str) -> None:
     run = client.start_workflow("from-parent")
     before = connections(database_url)

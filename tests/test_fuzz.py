@@ -278,7 +278,7 @@ def test_a_method_takes_it_or_refuses_it_and_writes_nothing(subject: Subject, me
     url = subject.engine.conninfo
     right = (CALLS.get(method) or CALLS_OF_ENGINES[method])(subject)
     whose = [subject.engine] if method in CALLS_OF_ENGINES else [subject.client, subject.engine]
-    with psycopg.connect(url, autocommit=True) as conn:
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as conn:
         before = conn.execute(COUNTS).fetchone()
         for argument in right:
             for name, make in HOSTILE.items():
@@ -434,7 +434,7 @@ SQL_PAYLOADS = (
 def test_sql_refuses_what_could_not_be_read(subject: Subject, payload: str, sqlstates: set[str]) -> None:
     url = subject.engine.conninfo
     before = counts(url)
-    with psycopg.connect(url, autocommit=True) as conn:
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as conn:
         for call in (
             f"select pgworkflows.start_workflow('fuzzed', {payload})",
             f"select pgworkflows.trigger_event('{subject.open_run}', 'e', {payload})",
@@ -453,7 +453,7 @@ SQL_ARGUMENTS = ("workflow", "resource_id", "idempotency_key", "priority", "queu
 @pytest.mark.parametrize("argument", SQL_ARGUMENTS)
 def test_sql_takes_a_name_as_it_is_or_refuses_it(subject: Subject, argument: str) -> None:
     url = subject.engine.conninfo
-    with psycopg.connect(url, autocommit=True) as conn:
+    with psycopg.connect(url, autocommit=True, prepare_threshold=None) as conn:
         for name, make in HOSTILE.items():
             given_value = make()
             if not isinstance(given_value, str) or not storable(given_value):

@@ -151,6 +151,7 @@ def moved_on(engine: WorkflowEngine, run: WorkflowRun) -> bool:
     return engine.get_run(run.id).status.finished
 
 
+@pytest.mark.direct("names its session in the options of a connection")
 def test_neither_payloads_nor_secrets_are_logged_by_a_worker(secret_url: str, logged: pytest.LogCaptureFixture) -> None:
     with psycopg.connect(secret_url) as conn:
         conn.execute(GUARD)
@@ -181,6 +182,7 @@ def test_neither_payloads_nor_secrets_are_logged_by_a_worker(secret_url: str, lo
     assert CANARY not in everything(logged)
 
 
+@pytest.mark.direct("names its session in the options of a connection")
 def test_neither_payloads_nor_secrets_are_logged_by_a_client(secret_url: str, logged: pytest.LogCaptureFixture) -> None:
     with WorkflowEngine(secret_url, workflows=ALL) as engine:
         run = engine.start_workflow(mixed, {"token": CANARY}, idempotency_key="key")

@@ -647,6 +647,7 @@ class TestWorkers:
         assert [record for record in caplog.records if "stands still" in record.getMessage()]
 
     @pytest.mark.usefixtures("restless")
+    @pytest.mark.direct("ends the sessions that the pooler lends")
     def test_schedules_go_on_after_the_server_has_closed_all_connections(self, database_url: str) -> None:
         with WorkflowEngine(database_url, workflows=[scheduled()]) as engine, working(engine):
             await_next(engine)
