@@ -70,6 +70,7 @@ class Run(ReadOnly):
     parent_run: models.ForeignKey[Run | None, Run | None] = models.ForeignKey(
         "self", models.DO_NOTHING, null=True, db_constraint=False, related_name="children"
     )
+    parent_run_id: UUID | None
     parent_step_id: models.TextField[str | None, str | None] = models.TextField(null=True)
     scheduled_at: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField(null=True)
     timeout_at: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField(null=True)
@@ -108,6 +109,7 @@ class Step(ReadOnly):
     run: models.ForeignKey[Run, Run] = models.ForeignKey(
         Run, models.DO_NOTHING, db_constraint=False, related_name="steps"
     )
+    run_id: UUID
     position: models.IntegerField[int, int] = models.IntegerField()
     step_id: models.TextField[str, str] = models.TextField()
     kind: models.TextField[str, str] = models.TextField(choices=choices_of(StepKind))
@@ -122,6 +124,7 @@ class Step(ReadOnly):
     child_run: models.ForeignKey[Run | None, Run | None] = models.ForeignKey(
         Run, models.DO_NOTHING, null=True, db_constraint=False, related_name="invoked_by"
     )
+    child_run_id: UUID | None
 
     class Meta(ReadOnly.Meta):
         managed = False
@@ -140,6 +143,7 @@ class Event(ReadOnly):
     run: models.ForeignKey[Run, Run] = models.ForeignKey(
         Run, models.DO_NOTHING, db_constraint=False, related_name="events"
     )
+    run_id: UUID
     name: models.TextField[str, str] = models.TextField()
     data = JsonColumn()
     idempotency_key: models.TextField[str | None, str | None] = models.TextField(null=True)
@@ -194,6 +198,7 @@ class Schedule(ReadOnly):
     last_run: models.ForeignKey[Run | None, Run | None] = models.ForeignKey(
         Run, models.DO_NOTHING, null=True, db_constraint=False, related_name="+"
     )
+    last_run_id: UUID | None
     last_skipped_at: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField(null=True)
     paused_at: models.DateTimeField[datetime | None, datetime | None] = models.DateTimeField(null=True)
     declared_at: models.DateTimeField[datetime, datetime] = models.DateTimeField()

@@ -14,11 +14,11 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any
 
 from django.utils import autoreload
 
 CHANGED = 3
+EVERY_S = 1.0
 
 logger = logging.getLogger("pgworkflows")
 
@@ -28,48 +28,56 @@ def run_with_reloading(work: Callable[[], None], stop: Callable[[], None]) -> No
     status that the last of these processes has."""
     if os.environ.get(autoreload.DJANGO_AUTORELOAD_ENV) != "true":
         sys.exit(_supervise())
-    changed = threading.Event()
+    files = _Files()
 
-    def on_change(**_more: Any) -> bool:
-        changed.set()
+    def watch() -> None:
+        while not files.have_changed():
+            time.sleep(EVERY_S)
         stop()
-        return True  # or else Django would end this thread, and nothing else
 
-    autoreload.file_changed.connect(on_change)
-    reloader = autoreload.get_reloader()
-    watcher = threading.Thread(
-        target=reloader.run, args=(threading.main_thread(),), name="pgworkflows-reloader", daemon=True
-    )
-    watcher.start()
+    threading.Thread(target=watch, name="pgworkflows-reloader", daemon=True).start()
     work()
-    if changed.is_set():
+    if files.changed:
         sys.exit(CHANGED)
+
+
+class _Files:
+    """The files of all modules that are imported, as they are when they are first seen."""
+
+    def __init__(self) -> None:
+        self._files = autoreload.StatReloader()
+        self._seen = dict(self._files.snapshot_files())
+        self.changed = False
+
+    def have_changed(self) -> bool:
+        """Whether one of them is another now."""
+        self.changed = any(time != self._seen.setdefault(path, time) for path, time in self._files.snapshot_files())
+        return self.changed
 
 
 def _supervise() -> int:
     """Run the inner process again and again: its last status."""
-    terminated = threading.Event()
+    ended = threading.Event()
     current: subprocess.Popen[bytes] | None = None
 
-    def pass_on(number: int, _frame: object) -> None:
-        terminated.set()
+    def end(number: int, _frame: object) -> None:
+        ended.set()
         if current is not None and number == signal.SIGTERM:  # the other a terminal sends to both
             current.send_signal(number)
 
-    signal.signal(signal.SIGTERM, pass_on)
-    signal.signal(signal.SIGINT, pass_on)
-    files = autoreload.StatReloader()
-    while True:
-        seen = dict(files.snapshot_files())
-        environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
+    signal.signal(signal.SIGTERM, end)
+    signal.signal(signal.SIGINT, end)
+    environment = {**os.environ, autoreload.DJANGO_AUTORELOAD_ENV: "true"}
+    while not ended.is_set():
+        files = _Files()
         current = subprocess.Popen(autoreload.get_child_arguments(), env=environment, close_fds=False)
         status = current.wait()
-        if status != CHANGED and (status <= 0 or terminated.is_set()):
+        if status == CHANGED:
+            continue
+        if status <= 0 or ended.is_set():
             return status
-        if status != CHANGED:
-            # Code that cannot even be imported, or a database without the tables.
-            logger.warning("pgworkflows: the worker has ended with status %d; waiting for a file to change", status)
-        while status != CHANGED and dict(files.snapshot_files()) == seen and not terminated.is_set():
-            time.sleep(files.SLEEP_TIME)
-        if terminated.is_set():
-            return 0
+        # Code that cannot even be imported, or a database without the tables.
+        logger.warning("pgworkflows: the worker has ended with status %d; waiting for a file to change", status)
+        while not ended.is_set() and not files.have_changed():
+            time.sleep(EVERY_S)
+    return 0

@@ -7,7 +7,7 @@ from typing import Any
 from django.db import connection
 from pydantic import BaseModel
 
-from pgworkflows import Step, Steps, workflow
+from pgworkflows import ChildWorkflowFailedError, Step, Steps, workflow
 from shop.models import Order
 
 
@@ -45,3 +45,26 @@ def backend_pid() -> int:
 def ask(step: Step, input: Question) -> Steps[Any]:
     for number in range(input.steps):
         yield from step.run(f"ask-{number}", backend_pid)
+
+
+def describe() -> str:
+    return "<b>bold</b>"
+
+
+@workflow("family")
+def family(step: Step, input: Shipment) -> Steps[Any]:
+    yield from step.run("describe", describe)
+    try:
+        yield from step.invoke_child_workflow("ship", ship, {"order": input.order})
+    except ChildWorkflowFailedError as error:
+        return str(error)
+
+
+@workflow("nap")
+def nap(step: Step) -> Steps[Any]:
+    yield from step.delay("sleep", "1 hour")
+
+
+@workflow("tick", schedule="1 hour")
+def tick(step: Step) -> Steps[Any]:
+    yield from step.run("describe", describe)
