@@ -1,6 +1,6 @@
 """Durable workflows in Python on the PostgreSQL you already have."""
 
-from pgworkflows.client import WorkflowClient
+from pgworkflows.client import WorkflowClient, health
 from pgworkflows.commands import Command, PollResult, RunCommand, Step, StepContext, Steps
 from pgworkflows.current import CurrentStep, current_step
 from pgworkflows.definition import StepDefinition, Workflow, WorkflowRef, workflow, workflow_ref
@@ -23,6 +23,7 @@ from pgworkflows.errors import (
     WorkflowRunNotFoundError,
     WorkflowTimeoutError,
 )
+from pgworkflows.healthcheck import Health, WorkerHealth
 from pgworkflows.history import StepKind, StepRecord, StepStatus
 from pgworkflows.payloads import PayloadCodec
 from pgworkflows.plugins import ExecutionOutcome, Plugin, RunContext, StepInfo
@@ -40,6 +41,7 @@ __all__ = [
     "DuplicateStepError",
     "EmbeddedPostgres",
     "ExecutionOutcome",
+    "Health",
     "IdempotencyConflictError",
     "InvalidInputError",
     "InvalidStatusError",
@@ -64,6 +66,7 @@ __all__ = [
     "StepTimeoutError",
     "Steps",
     "Worker",
+    "WorkerHealth",
     "Workflow",
     "WorkflowClient",
     "WorkflowEngine",
@@ -76,6 +79,7 @@ __all__ = [
     "WorkflowRunNotFoundError",
     "WorkflowTimeoutError",
     "current_step",
+    "health",
     "workflow",
     "workflow_ref",
 ]

@@ -13,6 +13,7 @@ from pgworkflows import embedded, roles
 from pgworkflows.database import Database, Pool
 from pgworkflows.durations import Duration, parse_positive_duration
 from pgworkflows.errors import ConfigurationError, InvalidStatusError, WorkflowRunInProgressError
+from pgworkflows.healthcheck import Health, HealthOperations
 from pgworkflows.limits import checked_identifier
 from pgworkflows.migrate import Migration, migrate
 from pgworkflows.operations import RunId, not_found, run_key
@@ -29,7 +30,7 @@ from pgworkflows.starts import in_progress, optional_name
 from pgworkflows.store import Outcome, Store
 
 
-class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations):
+class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations, HealthOperations):
     """Starts and steers the runs of one schema of one database.
 
     `conninfo` is a connection string or URL; None means `$DATABASE_URL`, else an embedded server if the extra
@@ -187,6 +188,21 @@ class WorkflowClient(StartOperations, ReadOperations, ScheduleOperations):
             borrowed=self._joins(connection),
         )
         return _changed(outcome, key, resource_id, allowed, verb)
+
+
+def health(
+    client: WorkflowClient | str | None = None,
+    *,
+    min_workers: int = 0,
+    max_queue_lag: Duration | None = None,
+    timeout: Duration = "5s",
+) -> Health:
+    """What `client.health` finds: of a client or an engine, or of the database that a connection string names, or
+    `$DATABASE_URL`."""
+    if isinstance(client, WorkflowClient):
+        return client.health(min_workers=min_workers, max_queue_lag=max_queue_lag, timeout=timeout)
+    with WorkflowClient(client) as own:
+        return own.health(min_workers=min_workers, max_queue_lag=max_queue_lag, timeout=timeout)
 
 
 def _default_conninfo() -> str:

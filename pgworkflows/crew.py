@@ -21,6 +21,7 @@ from pgworkflows.definition import Workflow
 from pgworkflows.dispatcher import Dispatcher, Lanes
 from pgworkflows.ear import Ear
 from pgworkflows.failures import outline
+from pgworkflows.healthcheck import WorkerHealth
 from pgworkflows.heartbeat import Heartbeat
 from pgworkflows.holdings import Holdings
 from pgworkflows.janitor import Janitor
@@ -59,6 +60,7 @@ class Crew:
         self._logger: logging.Logger = engine.logger
         self._conninfo = engine.conninfo
         self._schema = engine.schema
+        self._lease_s = lease.total_seconds()
         self._plugins = engine.plugins
         self._payloads = engine.payloads
         self._unreadable: set[tuple[str, str]] = set()
@@ -108,6 +110,19 @@ class Crew:
 
     def owns_this_thread(self) -> bool:
         return threading.current_thread().name.startswith("pgworkflows-step")
+
+    def health(self) -> WorkerHealth:
+        """How it is with these threads."""
+        closing, age_s = self._closing.is_set(), self._heartbeat.age_s
+        vital = (self._heartbeat, self._scribe, self.dispatcher)
+        beating = self._holdings.registered and age_s is not None and age_s < self._lease_s
+        return WorkerHealth(
+            alive=closing or all(thread.is_alive() for thread in vital),
+            ready=beating and not closing,
+            worker_id=self._holdings.worker_id,
+            heartbeat_age=None if age_s is None else timedelta(seconds=age_s),
+            runs_in_hand=len(self._holdings.executions),
+        )
 
     def finish(self, grace_s: float, hurried: Callable[[], bool]) -> None:
         """Claim no more, let the steps in flight end, write everything, and give back what is left; at once when

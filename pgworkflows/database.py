@@ -69,6 +69,10 @@ DATA_ERROR_CLASSES = frozenset({"21", "22", "23", "54", "2F", "38", "39", "P0"})
 last four are what triggers raise that somebody has put on our tables."""
 
 
+class NotAllowed(ConfigurationError):
+    """The database user lacks a privilege."""
+
+
 class Unavailable(Exception):
     """The server, the connection or a resource is away: the same statement may be sent again, after a pause."""
 
@@ -318,7 +322,7 @@ def explained(error: psycopg.Error, *, lost: bool = False) -> Exception:
                 f"({reason})"
             )
         case psycopg.errors.InsufficientPrivilege():
-            found = ConfigurationError(f"the database user lacks a privilege: grant it, or use another user ({reason})")
+            found = NotAllowed(f"the database user lacks a privilege: grant it, or use another user ({reason})")
         case _ if error.sqlstate is not None and error.sqlstate[:2] in {"22", "54"}:
             found = SerializationError(f"PostgreSQL refused a value ({reason})")
         case _ if lost:

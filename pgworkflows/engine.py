@@ -132,6 +132,10 @@ class WorkflowEngine(WorkflowClient):
         return super()._headers(known or workflow)
 
     @property
+    def _lanes(self) -> Mapping[str, str]:
+        return {workflow.id: workflow.queue for workflow in self.registered.values()}
+
+    @property
     def _known_steps(self) -> Mapping[str, Sequence[str]]:
         return {workflow.id: literal_ids(workflow) for workflow in self.registered.values()}
 

@@ -33,6 +33,12 @@ class Heartbeat(threading.Thread):
         self._watch = PeerWatch()
         self._closing = threading.Event()
         self._took_over_at = 0.0
+        self._beaten_at: float | None = None
+
+    @property
+    def age_s(self) -> float | None:
+        """How long ago it has beaten, None if it never has."""
+        return None if self._beaten_at is None else time.monotonic() - self._beaten_at
 
     def close(self) -> None:
         self._closing.set()
@@ -64,6 +70,7 @@ class Heartbeat(threading.Thread):
         if not beat.alive:
             self._holdings.die(worker_id, self._logger)
             return
+        self._beaten_at = time.monotonic()
         for asked in beat.controls:
             execution = self._holdings.executions.get(asked.run_id)
             # An answer may be so old that the run was let go and claimed again.

@@ -128,6 +128,12 @@ class Store:
         rows = executor.fetch(self._sql("check_progress"), params)
         return (self._run(rows[0][0]), rows[0][1], rows[0][2], rows[0][3]) if rows else None
 
+    def get_health(self, executor: Executor, lanes: Mapping[str, str]) -> tuple[int, timedelta, bool]:
+        """How many workers live, or have that of the workflows in `lanes` which fewest have; how long the longest of
+        the runs that could be claimed has been ready; whether nothing can be written."""
+        [(live, having, lag_s, read_only)] = executor.fetch(self._sql("get_health"), (json.dumps(lanes),))
+        return min(json.loads(having).values(), default=live), timedelta(seconds=lag_s), read_only
+
     def prune_runs(
         self, executor: Executor, workflow_id: str | None, older_than: timedelta, after: UUID | None, batch: int
     ) -> tuple[UUID | None, int]:

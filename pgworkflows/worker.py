@@ -18,6 +18,7 @@ from pgworkflows import forks
 from pgworkflows.crew import Crew
 from pgworkflows.dispatcher import Lanes
 from pgworkflows.durations import Duration, parse_duration, parse_positive_duration
+from pgworkflows.healthcheck import WorkerHealth
 from pgworkflows.limits import checked_identifier
 
 if TYPE_CHECKING:
@@ -105,6 +106,11 @@ class Worker:
         crew = self._crew
         if crew is not None and not crew.owns_this_thread() and threading.get_ident() != self._runs_in:
             self._finished.wait()
+
+    def health(self) -> WorkerHealth:
+        """How the worker is, without asking the database. One that is just starting is alive, and not ready yet."""
+        crew = self._crew
+        return WorkerHealth(alive=self._running.locked(), ready=False) if crew is None else crew.health()
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:
         if self._wishes.stop:

@@ -69,6 +69,7 @@ FLOORS: Mapping[str, set[str]] = {
         "calls",
         "client",
         "execution",
+        "healthcheck",
         "journal",
         "operations",
         "peers",
@@ -98,7 +99,7 @@ FLOORS: Mapping[str, set[str]] = {
         "crew",
         "worker",
     },
-    "5 edges": {"cli", "contrib", "otel", "testing", "ui"},
+    "5 edges": {"cli", "contrib", "otel", "probe", "testing", "ui"},
 }
 ROOMS = {room: number for number, rooms in enumerate(FLOORS.values()) for room in rooms}
 NAMES = [*FLOORS]
@@ -123,6 +124,8 @@ RULES = [
             "embedded": "locks: the process's own server is started by whichever thread comes first",
             "contrib": "a thread that watches the files of a Django project while it is developed",
             "calls": "a lock: a call ends in its pool's thread, or in the alarm's when its time is up",
+            "healthcheck": "a thread: a server that does not answer keeps that, and not the probe that asks",
+            "probe": "a thread: it answers beside a worker that has the main thread",
             "wrapping": "a lock: both an execution's last thread and the one that stops the worker leave it",
         },
     ),
