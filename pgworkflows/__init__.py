@@ -23,7 +23,7 @@ from pgworkflows.errors import (
     WorkflowRunNotFoundError,
     WorkflowTimeoutError,
 )
-from pgworkflows.healthcheck import Health, WorkerHealth
+from pgworkflows.healthcheck import Backlog, Health, WorkerHealth
 from pgworkflows.history import StepKind, StepRecord, StepStatus
 from pgworkflows.payloads import PayloadCodec
 from pgworkflows.plugins import ExecutionOutcome, Plugin, RunContext, StepInfo
@@ -34,6 +34,7 @@ from pgworkflows.worker import Worker
 __version__ = "0.1.0"
 
 __all__ = [
+    "Backlog",
     "ChildWorkflowFailedError",
     "Command",
     "ConfigurationError",

@@ -62,6 +62,21 @@ class WorkerHealth:
         return {**asdict(self), "worker_id": worker_id, "heartbeat_age": age_s}
 
 
+@dataclass(frozen=True)
+class Backlog:
+    """The unfinished runs of one workflow in one queue: how many are `ready` for a worker, `running`, to start `later`,
+    `waiting`, `paused`; `lag` is how long the longest has been ready."""
+
+    queue: str
+    workflow_id: str
+    ready: int
+    running: int
+    later: int
+    waiting: int
+    paused: int
+    lag: timedelta
+
+
 class HealthOperations(Operations):
     """How a client finds out whether all is well."""
 
@@ -90,6 +105,10 @@ class HealthOperations(Operations):
             lag_s, limit_s = found.queue_lag.total_seconds(), limit.total_seconds()
             problems.append(f"a run has been ready for {lag_s:.1f} s, longer than {limit_s:g} s")
         return replace(found, problems=tuple(problems))
+
+    def get_backlog(self) -> list[Backlog]:
+        """What is unfinished, by queue and workflow."""
+        return [_backlog(*row) for row in self._store.get_backlog(self._database)]
 
     @property
     def _lanes(self) -> Mapping[str, str]:
@@ -138,3 +157,9 @@ class HealthOperations(Operations):
                 if not conn.autocommit:
                     conn.rollback()
         return None
+
+
+def _backlog(
+    queue: str, workflow_id: str, ready: int, running: int, later: int, waiting: int, paused: int, lag_s: float
+) -> Backlog:
+    return Backlog(queue, workflow_id, ready, running, later, waiting, paused, timedelta(seconds=lag_s))

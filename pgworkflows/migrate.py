@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import psycopg
 from psycopg.sql import Literal
 
-from pgworkflows.database import Executor, Locked, Params, Row, connect, explained, sorted_out
+from pgworkflows.database import Connection, Executor, Locked, Params, Row, connect, explained, sorted_out
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.schema import DEFAULT_SCHEMA, checked_schema, render, script, statement
 from pgworkflows.sessions import OwnConnection
@@ -98,6 +98,17 @@ def migrate(conninfo: str, schema: str = DEFAULT_SCHEMA) -> tuple[Migration, ...
         return tuple(migration for migration in _pending(session, schema) if _apply(session, schema, migration))
 
 
+def migrate_within(session: Session, schema: str = DEFAULT_SCHEMA, to: int | None = None) -> tuple[Migration, ...]:
+    """Run what is pending, up to the migration with the number `to`, in a session whose transaction the caller ends.
+    Raises ConfigurationError, and the driver's errors."""
+    newest = migrations()[-1].number
+    if to is not None and not 1 <= to <= newest:
+        raise ConfigurationError(f"there is no migration {to}: this pgworkflows has 1 to {newest}")
+    pending = _pending(session, checked_schema(schema))
+    wanted = (migration for migration in pending if to is None or migration.number <= to)
+    return tuple(migration for migration in wanted if apply_in_turns(session, schema, migration))
+
+
 def script_of(migration: Migration, schema: str) -> tuple[str, ...]:
     """What applying a migration runs, as a script for psql: for an administrator to read, or to run in one
     transaction."""
@@ -125,9 +136,9 @@ def apply_in_turns(session: Session, schema: str, migration: Migration) -> bool:
                 ) from error
 
 
-def check_current(conn: OwnConnection, schema: str) -> None:
+def check_current(conn: Connection, schema: str) -> None:
     """Raise ConfigurationError unless this code can work with the schema as it is."""
-    pending = _pending(_OwnSession(conn), schema)
+    pending = _pending(_Reading(conn), schema)
     if pending:
         names = ", ".join(migration.name for migration in pending)
         raise ConfigurationError(f"schema {schema!r} lacks {names}: call migrate() or engine.start() first")
@@ -169,16 +180,23 @@ def _applied(executor: Executor, schema: str) -> dict[int, int]:
     return dict(applied)
 
 
-class _OwnSession:
-    """A connection of our own, whose lock timeout is short."""
+class _Reading:
+    """Any connection of psycopg's."""
 
-    def __init__(self, conn: OwnConnection) -> None:
+    def __init__(self, conn: Connection) -> None:
         self._conn = conn
-        self.together = conn.together
 
     def fetch(self, sql: str, params: Params) -> list[Row]:
         with _lock_is_held():
             return self._conn.execute(sql.encode(), params).fetchall()
+
+
+class _OwnSession(_Reading):
+    """A connection of our own, whose lock timeout is short."""
+
+    def __init__(self, conn: OwnConnection) -> None:
+        super().__init__(conn)
+        self.together = conn.together
 
     def run(self, sql: str) -> None:
         with _lock_is_held():

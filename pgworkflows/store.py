@@ -134,6 +134,10 @@ class Store:
         [(live, having, lag_s, read_only)] = executor.fetch(self._sql("get_health"), (json.dumps(lanes),))
         return min(json.loads(having).values(), default=live), timedelta(seconds=lag_s), read_only
 
+    def get_backlog(self, executor: Executor) -> list[tuple[Any, ...]]:
+        """Lane, workflow, five counts and a lag in seconds, for each lane and workflow that has unfinished runs."""
+        return executor.fetch(self._sql("get_backlog"), ())
+
     def prune_runs(
         self, executor: Executor, workflow_id: str | None, older_than: timedelta, after: UUID | None, batch: int
     ) -> tuple[UUID | None, int]:

@@ -3,6 +3,7 @@ Flask-SQLAlchemy's transactions, requests' idempotency keys, and its commands as
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
+from click.testing import Result
 from flask import Flask, Response, current_app, g
 from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy.exc import IntegrityError
@@ -453,28 +455,29 @@ def create_app():
 
 
 class Shell:
-    """Runs `flask pgworkflows …` in the folder of an application."""
+    """`flask pgworkflows …` of an application, in this process and in one of its own."""
 
     def __init__(self, folder: Path, url: str) -> None:
-        self.folder = folder
-        (folder / "site_of_mine.py").write_text(SITE)
-        self.environment = {**os.environ, "DATABASE_URL": url}
-        self.command = [sys.executable, "-m", "flask", "--app", "site_of_mine", "pgworkflows"]
+        self._folder = folder
+        self._url = url
 
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            [*self.command, *words],
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+    def run(self, *words: str) -> Result:
+        app = Flask("site_of_mine")
+        app.config["PGWORKFLOWS_DATABASE_URL"] = self._url
+        PgWorkflows(app, workflows=[which])
+        try:
+            return app.test_cli_runner().invoke(args=["pgworkflows", *words])
+        finally:
+            close(app)
 
     def start(self, *words: str) -> subprocess.Popen[str]:
+        (self._folder / "site_of_mine.py").write_text(SITE)
         return subprocess.Popen(
-            [*self.command, *words], cwd=self.folder, env=self.environment, stderr=subprocess.PIPE, text=True
+            [sys.executable, "-m", "flask", "--app", "site_of_mine", "pgworkflows", *words],
+            cwd=self._folder,
+            env={**os.environ, "DATABASE_URL": self._url},
+            stderr=subprocess.PIPE,
+            text=True,
         )
 
 
@@ -497,3 +500,54 @@ def test_the_worker_of_a_shell_works_and_ends_gracefully(shell: Shell, database_
             finally:
                 process.kill()
     assert process.returncode == 0, said
+
+
+def test_the_commands_show_and_steer(shell: Shell, database_url: str) -> None:
+    with WorkflowEngine(database_url, workflows=[which]) as engine:
+        lost, kept = (engine.start_workflow(which, resource_id=owner) for owner in ("ada", "bob"))
+        listed = shell.run("runs", "--resource", "ada", "--status", "pending")
+        assert listed.exit_code == 0, listed.output
+        assert [line.split()[:3] for line in listed.stdout.splitlines()[1:]] == [[str(lost.id), "which", "pending"]]
+        assert shell.run("cancel", str(lost.id)).stdout == f"run {lost.id} is cancelled\n"
+        refused = shell.run("cancel", str(lost.id))
+        assert (refused.exit_code, refused.stdout) == (1, "")
+        assert refused.stderr.startswith(f"Error: run {lost.id} is cancelled; only ")
+        assert shell.run("retry", str(lost.id)).stdout == f"run {lost.id} is pending\n"
+        status = shell.run("status", "--min-workers", "1")
+        assert status.exit_code == 1
+        assert "problem   live workers of the workflow that fewest have: 0; at least 1 are wanted" in status.stdout
+        assert status.stdout.splitlines()[-1].split() == ["default", "which", "2", "0", "0", "0", "0"]
+        found = json.loads(shell.run("status", "--json").stdout)
+        assert (found["ok"], found["migrated"], found["live_workers"]) == (True, True, 0)
+        engine.cancel_workflow(lost.id)
+        assert shell.run("worker", "--probe", "nowhere").exit_code == 1
+        engine.cancel_workflow(kept.id)
+        assert shell.run("prune", "--older-than", "1 microsecond").stdout == "2 runs deleted\n"
+        gone = shell.run("show", str(kept.id))
+        assert (gone.exit_code, gone.stderr) == (1, f"Error: run {kept.id} was not found\n")
+
+
+def test_the_command_that_shows_a_run_shows_its_steps(form: Form) -> None:
+    run = form.engine.start_workflow(fail_after_writing)
+    work(form.app)
+    shown = form.app.test_cli_runner().invoke(args=["pgworkflows", "show", str(run.id)])
+    assert shown.exit_code == 0, shown.output
+    head, _, steps = shown.output.partition("\n\n")
+    assert "workflow  fail-after-writing" in head.splitlines()
+    assert "output    0" in head.splitlines()
+    assert [line.split()[:3] for line in steps.splitlines()[1:]] == [
+        ["forget", "run", "completed"],
+        ["fail", "run", "failed"],
+        ["count", "run", "completed"],
+    ]
+    assert "LookupError: failed" in steps
+
+
+def test_the_command_that_migrates_says_what_it_does(tmp_path: Path, empty_database_url: str) -> None:
+    shell = Shell(tmp_path, empty_database_url)
+    planned = shell.run("migrate", "--plan").stdout.splitlines()
+    assert planned[0] == "would apply 0001_initial"
+    status = shell.run("status")
+    assert (status.exit_code, "schema    not migrated" in status.stdout) == (1, True)
+    assert shell.run("migrate").stdout.splitlines() == [line.replace("would apply", "applied") for line in planned]
+    assert shell.run("migrate").stdout == "nothing to apply\n"

@@ -122,7 +122,13 @@ def test_a_server_that_stands_still_is_reported_in_time_and_keeps_one_thread() -
 
 
 def test_wrong_arguments_are_refused(database_url: str) -> None:
-    for wrong in ({"min_workers": -1}, {"min_workers": True}, {"timeout": 0}, {"max_queue_lag": "soon"}):
+    options: list[dict[str, Any]] = [
+        {"min_workers": -1},
+        {"min_workers": True},
+        {"timeout": 0},
+        {"max_queue_lag": "soon"},
+    ]
+    for wrong in options:
         with pytest.raises(ValueError):
             health(database_url, **wrong)
     with pytest.raises(ConfigurationError, match="could not be read"):
