@@ -82,7 +82,7 @@ def test_blocks_of_python_have_their_tests() -> None:
         ("testing.md", "conftest.py"),
         ("testing.md", "welcome.py"),
         ("testing.md", "test_welcome.py"),
-        ("flask-and-django.md", "web.py"),
+        ("flask.md", "web.py"),
         ("flask-and-django.md", "views.py"),
         ("flask-and-django.md", "work.py"),
     }
@@ -142,7 +142,7 @@ def slow(
                     as_script(python_of(page)),
                     tmp_path_factory.mktemp(page.stem),
                     url,
-                    name=f"{page.stem}.py",
+                    name=f"page_{page.stem.replace('-', '_')}.py",  # not that of a module which it imports
                 )
                 for page, url in urls.items()
             },
@@ -241,7 +241,7 @@ print(started.status_code)
 print(web.post(f"/sign-ups/{started.json['run']}/confirm").json)
 print(web.post("/sign-ups", data={"email": "nobody@example.com"}).status_code)
 """
-    done = run_python(named(DOCS / "flask-and-django.md", "web.py") + visit, tmp_path, database_url)
+    done = run_python(named(DOCS / "flask.md", "web.py") + visit, tmp_path, database_url)
     assert done.stdout.splitlines() == ["202", "{'progress': 0}", "409"], done.stderr
     people = rows(database_url, "select email from people order by email")
     runs = rows(database_url, "select input ->> 'email' from pgworkflows.runs order by 1")
@@ -256,7 +256,7 @@ SIGN_UP = workflow_ref("sign-up", input_schema=dict[str, int])
 answer = app.test_client().post("/sign-ups", data={"email": "ada@example.com"})
 print(answer.status_code, answer.json["problems"][0]["loc"])
 """
-    done = run_python(named(DOCS / "flask-and-django.md", "web.py") + visit, tmp_path, database_url)
+    done = run_python(named(DOCS / "flask.md", "web.py") + visit, tmp_path, database_url)
     assert done.stdout.strip() == "422 ['email']", done.stderr
     assert rows(database_url, "select email from people") == []
 

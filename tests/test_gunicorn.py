@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -373,3 +374,38 @@ def test_the_readme_leads_a_new_user_through(empty_database_url: str, tmp_path: 
             until(lambda: "completed" in type_in(listing)[1], "it is completed")
             assert process.end() == 0
         assert gunicorn.end() == 0
+
+
+# Deployment ---------------------------------------------------------------------------------------------------------
+
+
+def commands_of(text: str) -> list[str]:
+    """The programs that files for systemd, Docker and Kubernetes start, each as one line of words."""
+    units = re.findall(r"^Exec(?:Start|StartPre)=/srv/shop/\.venv/bin/(.*)$", text, re.MULTILINE)
+    lists = re.findall(r"^(?:CMD| +command:) (\[.*\])$", text, re.MULTILINE)
+    return [*(" ".join(shlex.split(unit)) for unit in units), *(" ".join(json.loads(words)) for words in lists)]
+
+
+def test_what_is_deployed_is_what_the_readme_runs() -> None:
+    shown = "\n".join(block.text for block in blocks(SHOP / "README.md"))
+    known = {" ".join(shlex.split(line)) for line in shown.splitlines() if not line.startswith("curl")}
+    found = {
+        command: file.name for file in sorted((SHOP / "deploy").iterdir()) for command in commands_of(file.read_text())
+    }
+    assert {re.sub(r"--probe \S+", "--probe 8081", command) for command in found} <= known, found
+    programs = [command.split()[0] for command in found]
+    assert {program: programs.count(program) for program in programs} == {"gunicorn": 1, "flask": 3, "alembic": 1}
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="systemd is not installed")
+def test_systemd_understands_the_units(tmp_path: Path) -> None:
+    for unit in (SHOP / "deploy").glob("*.[st][ei]*"):
+        if unit.suffix in (".service", ".timer"):
+            # The programs are not there; what systemd says of everything else is.
+            text = re.sub(r"/srv/shop/\.venv/bin/\w+", sys.executable, unit.read_text()).replace("User=shop", "")
+            (tmp_path / unit.name.replace("@", "@1")).write_text(text)
+    units = sorted(str(path) for path in tmp_path.iterdir())
+    assert len(units) == 4
+    done = subprocess.run(["systemd-analyze", "verify", *units], capture_output=True, text=True, check=False)
+    said = [line for line in done.stderr.splitlines() if any(Path(unit).name in line for unit in units)]
+    assert said == []
