@@ -82,6 +82,7 @@ def test_blocks_of_python_have_their_tests() -> None:
         ("testing.md", "conftest.py"),
         ("testing.md", "welcome.py"),
         ("testing.md", "test_welcome.py"),
+        ("testing.md", "tests.py"),
         ("flask.md", "web.py"),
         ("flask-and-django.md", "views.py"),
         ("flask-and-django.md", "work.py"),

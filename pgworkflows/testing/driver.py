@@ -19,6 +19,7 @@ from pgworkflows.engine import WorkflowEngine
 from pgworkflows.history import StepStatus
 from pgworkflows.journal import Answer, Entry, Verdict, without_results, write
 from pgworkflows.payloads import Unreadable
+from pgworkflows.plugins import Plugin
 from pgworkflows.runner import Execution
 from pgworkflows.testing.faults import Faults
 from pgworkflows.ticks import due_schedules, fire_schedule
@@ -34,9 +35,13 @@ class Driver:
     crash, it forgets its run where it stands, as a process that dies does, and another of its kind takes the run over.
     """
 
-    def __init__(self, engine: WorkflowEngine, connection: WorkerConnection, faults: Faults) -> None:
+    def __init__(
+        self, engine: WorkflowEngine, connection: WorkerConnection, plugins: tuple[Plugin, ...], faults: Faults
+    ) -> None:
+        """`plugins` stand outside the engine's; `faults` are among them."""
         self._engine = engine
         self._connection = connection
+        self._plugins = plugins
         self._faults = faults
         self._worker_id: UUID | None = None
         self._served: Lanes | None = None
@@ -121,7 +126,7 @@ class Driver:
         """Take one claimed run to its next wait or its end, unless the worker is to crash on the way."""
         engine = self._engine
         workflow = lanes.workflows[run.workflow_id]
-        execution = Execution(run, workflow, engine.logger, (self._faults, *engine.plugins), engine.payloads)
+        execution = Execution(run, workflow, engine.logger, (*self._plugins, *engine.plugins), engine.payloads)
         while True:
             entry = self._next_entry(execution)
             steps = [row.step_id for row in entry.steps if row.status in (StepStatus.COMPLETED, StepStatus.FAILED)]

@@ -11,6 +11,7 @@ from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.durations import Duration, parse_duration
 from pgworkflows.engine import WorkflowEngine
 from pgworkflows.operations import RunId, run_key
+from pgworkflows.plugins import Plugin
 from pgworkflows.testing.clock import Clock
 from pgworkflows.testing.driver import Driver
 from pgworkflows.testing.faults import Fault, Faults
@@ -26,12 +27,16 @@ class Workflows:
     the time: it moves by `travel`, and then in the database, for all that the library judges by the clock.
     """
 
-    def __init__(self, engine: WorkflowEngine, connection: WorkerConnection | None = None) -> None:
+    def __init__(
+        self, engine: WorkflowEngine, connection: WorkerConnection | None = None, plugins: tuple[Plugin, ...] = ()
+    ) -> None:
         self.engine = engine
         self._connection = connection or WorkerConnection(engine.conninfo, engine.schema)
         self._faults = Faults()
         self._clock = Clock(self._connection)
-        self._driver = Driver(engine, self._connection, self._faults)
+        self._driver = Driver(engine, self._connection, (*plugins, self._faults), self._faults)
+        self.driving = False
+        """Whether runs are being driven at the moment: what wakes others then is seen to without being asked."""
 
     def register(self, *workflows: Workflow[Any, Any]) -> None:
         """Make workflows known: those that are started by their id, by a schedule, or as a child."""
@@ -63,7 +68,13 @@ class Workflows:
 
     def run_until_idle(self) -> None:
         """Advance every run that is ready to its next wait or its end, and fire the schedules that are due."""
-        self._driver.run_until_idle()
+        if self.driving:
+            return
+        self.driving = True
+        try:
+            self._driver.run_until_idle()
+        finally:
+            self.driving = False
 
     def now(self) -> datetime:
         """The time by the database's clock, which `travel` moves."""
@@ -128,10 +139,14 @@ class Workflows:
             names = ", ".join(map(repr, sorted(set(unmet))))
             raise AssertionError(f"nothing ever happened at step {names}, where the test lets something happen")
 
-    def close(self) -> None:
-        """Sign off, and close the engine."""
+    def sign_off(self) -> None:
+        """Drive no more, and leave the engine as it is."""
         self._driver.close()
         self._connection.close()
+
+    def close(self) -> None:
+        """Drive no more, and close the engine."""
+        self.sign_off()
         self.engine.close()
 
     def __enter__(self) -> Self:

@@ -1,0 +1,4 @@
+-- For tests only: delete every run, whatever its status, with its steps and events.
+with queued as (delete from pgworkflows.queue), stepped as (delete from pgworkflows.steps),
+mailed as (delete from pgworkflows.events)
+delete from pgworkflows.runs returning 1
