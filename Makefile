@@ -2,7 +2,7 @@
 #   make test ARGS="-k embedded -x -n 0"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-pgbouncer test-failover test-model test-sick check format bench bench-soak bench-pinned bench-peers chaos lock clean
+.PHONY: help demo test test-django6 test-pgbouncer test-failover test-model test-sick check format bench bench-soak bench-pinned bench-peers chaos lock clean
 
 ARGS ?=
 PYTHON ?=
@@ -29,6 +29,9 @@ test-model: $(STAMP) ## check a thousand random histories against the model of s
 
 test-sick: $(STAMP) ## run the tests that take longest: a server that panics, one that never answers (needs root)
 	@$(BIN)/python -m pytest -m sick $(ARGS)
+
+test-django6: ## run the Django tests on Django 6 (the first Python from 3.12 on that is found, or PYTHON=)
+	@scripts/django6 "$(PYTHON)" $(ARGS)
 
 test-pgbouncer: $(STAMP) ## run the test suite through PgBouncer in transaction mode (Debian's package pgbouncer)
 	@PATH="$$PATH:/usr/sbin" command -v pgbouncer >/dev/null || \
@@ -68,7 +71,7 @@ lock: ## pin the newest allowed development dependencies in requirements-dev.loc
 	@scripts/lock "$(or $(PYTHON),python3)"
 
 clean: ## remove the environment, caches and builds (never a data directory)
-	rm -rf .venv .venv-peers bench/peers/node_modules build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-django6 .venv-peers bench/peers/node_modules build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml requirements-dev.lock scripts/environment

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
-from collections.abc import Generator
+from collections.abc import Coroutine, Generator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import django
+from asgiref.sync import sync_to_async
 from django.apps import apps
 from django.db import connections
+
+T = TypeVar("T")
 
 PROJECT = Path(__file__).parent / "djangos"
 
@@ -41,6 +45,19 @@ def pointed_at(url: str, other: str | None = None) -> Generator[None]:
         connections.close_all()
         for alias, settings in kept.items():
             connections[alias].settings_dict.update(settings)
+
+
+def run_async(work: Coroutine[Any, Any, T]) -> T:
+    """What a coroutine returns. Its synchronous calls are made in a thread that is the process's: their connections are
+    closed there."""
+
+    async def to_the_end() -> T:
+        try:
+            return await work
+        finally:
+            await sync_to_async(connections.close_all)()
+
+    return asyncio.run(to_the_end())
 
 
 def manage(url: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:

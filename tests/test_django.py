@@ -361,7 +361,7 @@ def test_the_status_tells_of_workers_and_of_what_is_unfinished(shop_url: str) ->
     with working(engine()):
         engine().wait_for_run(engine().get_runs(limit=2).items[1].id, timeout="20s")
         workers, unfinished = printed("status").split("\n\n")
-    assert workers.splitlines()[1].split()[2:4] == [str(os.getpid()), "default"]
+    assert workers.splitlines()[1].split()[2:4] == [str(os.getpid()), "default,mail"]
     assert [line.split() for line in unfinished.splitlines()] == [
         ["QUEUE", "WORKFLOW", "STATUS", "RUNS"],
         ["later", "ship", "pending", "1"],

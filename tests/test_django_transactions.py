@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from conftest import Databases
 from django.core.exceptions import SynchronousOnlyOperation
 from django.db import connection, transaction
 from django.test import override_settings
-from djangoing import pointed_at, set_up
+from djangoing import pointed_at, run_async, set_up
 from working import rows, value
 
 from pgworkflows import (
@@ -185,10 +184,10 @@ def test_async_code_starts_runs_in_the_thread_of_its_other_calls(shop_url: str) 
     async def view_that_blocks() -> Any:
         return start_workflow("ship", {"order": 1})
 
-    run = asyncio.run(view())
+    run = run_async(view())
     assert run.status is RunStatus.PENDING
     with pytest.raises(SynchronousOnlyOperation):
-        asyncio.run(view_that_blocks())
+        run_async(view_that_blocks())
     assert value(shop_url, STARTED) == 2
 
 

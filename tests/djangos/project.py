@@ -9,6 +9,8 @@ from importlib import import_module
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
+import django
+
 URL = os.environ.get("DATABASE_URL", "postgresql:///named_by_each_test")
 
 if os.environ.get("DJANGO_DRIVER") == "psycopg2":
@@ -73,5 +75,15 @@ TEMPLATES = [
 DATABASES = {
     "default": database(URL, CONN_MAX_AGE=int(os.environ.get("CONN_MAX_AGE", "0"))),
     "other": database(os.environ.get("OTHER_DATABASE_URL", URL)),
+}
+if django.VERSION < (6,):
+    INSTALLED_APPS.append("django_tasks")
+TASKS = {
+    "default": {
+        "BACKEND": "pgworkflows.contrib.django.tasks.TaskBackend",
+        "QUEUES": ["default", "mail"],
+        "OPTIONS": {"attempts": 2},
+    },
+    "other": {"BACKEND": "pgworkflows.contrib.django.tasks.TaskBackend", "OPTIONS": {"database": "other"}},
 }
 PGWORKFLOWS = {"SCHEMA": os.environ.get("SCHEMA", "pgworkflows"), "WORKER": {"threads": 4, "grace": "5s"}}

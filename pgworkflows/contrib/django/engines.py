@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Generator
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 from django.db import connections
 
@@ -13,6 +14,7 @@ from pgworkflows.contrib.django import conf, discovery, routing
 from pgworkflows.contrib.django.connections import DjangoConnections
 from pgworkflows.database import Connection, Database, Params, Row, connect, conninfo_of
 from pgworkflows.engine import WorkflowEngine
+from pgworkflows.worker import Worker
 
 
 class DjangoDatabase(Database):
@@ -63,6 +65,14 @@ class DjangoEngine(WorkflowEngine):
         )
         self.alias = alias
         self._database = database
+
+    def worker(self, **options: Any) -> Worker:
+        """A worker for the workflows, and for the tasks, of the project. Where `queues` is left out, it serves those
+        that TASKS names, too."""
+        if options.get("queues") is None:
+            named = {workflow.queue for workflow in self.registered.values()}
+            options["queues"] = {"default"} | named | discovery.task_queues()
+        return super().worker(**options)
 
 
 def engine(using: str | None = None) -> DjangoEngine:
