@@ -15,7 +15,7 @@ CODE := $(wildcard pgworkflows pytest_pgworkflows.py tests examples bench)
 MIGRATIONS := $(wildcard migrations/*.sql)
 
 help: ## show this list
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | \
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1|/' | \
 		while IFS='|' read -r name what; do printf '%-20s %s\n' "$$name" "$$what"; done
 
 demo: $(STAMP) ## run the sign-up example end to end (ARGS=--serve keeps it up for a browser)
