@@ -315,6 +315,16 @@ class TestTime:
             with pytest.raises(ConfigurationError, match="the time of this database cannot be moved"):
                 workflows.travel("1 day")
 
+    def test_a_schema_that_has_no_clock_is_told_from_its_neighbour_that_has_one(self, pgworkflows_url: str) -> None:
+        migrate(pgworkflows_url, "neighbour")
+        with Workflows(WorkflowEngine(pgworkflows_url, schema="neighbour")) as workflows:
+            workflows.start(week)
+            with pytest.raises(ConfigurationError, match="the time of this database cannot be moved"):
+                workflows.travel("1 day")
+            make_clock_movable(pgworkflows_url, "neighbour")
+            workflows.travel("7 days")
+            workflows.last_run(week).assert_completed("over")
+
     def test_a_schema_of_any_name_can_have_a_clock(self, empty_database_url: str) -> None:
         name = 'odd "name'
         migrate(empty_database_url, name)
