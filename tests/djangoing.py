@@ -61,14 +61,14 @@ def run_async(work: Coroutine[Any, Any, T]) -> T:
 
 
 def manage(url: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run `manage.py` with these arguments."""
+    """Run `django-admin` with these arguments."""
     return subprocess.run(
         command(*arguments), cwd=PROJECT, env=environment(url, **variables), capture_output=True, text=True, check=False
     )
 
 
 def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-W", "error", "manage.py", *arguments]
+    return [sys.executable, "-W", "error", "-m", "django", *arguments]
 
 
 def environment(url: str, **variables: str) -> dict[str, str]:

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 from conftest import Databases
 from pages import DOCS, PAGES, README, ROOT, Block, blocks, named, page_id, python_of, without_code
-from psycopg.conninfo import conninfo_to_dict
 from waiting import until
 from working import rows
 
@@ -84,8 +83,12 @@ def test_blocks_of_python_have_their_tests() -> None:
         ("testing.md", "test_welcome.py"),
         ("testing.md", "tests.py"),
         ("flask.md", "web.py"),
-        ("flask-and-django.md", "views.py"),
-        ("flask-and-django.md", "work.py"),
+        ("django.md", "settings.py"),
+        ("django.md", "workflows.py"),
+        ("django.md", "models.py"),
+        ("django.md", "views.py"),
+        ("django.md", "reports.py"),
+        ("django.md", "task_settings.py"),
     }
     assert not {block.language for page in PAGES for block in blocks(page)} - {
         "python", "sql", "text", "sh", "ini", "mermaid"
@@ -262,49 +265,47 @@ print(answer.status_code, answer.json["problems"][0]["loc"])
     assert rows(database_url, "select email from people") == []
 
 
-def test_the_django_view_and_command_work(tmp_path: Path, database_url: str) -> None:
-    server = conninfo_to_dict(database_url)
-    settings = {
-        "ENGINE": "django.db.backends.postgresql",
-        "NAME": server["dbname"],
-        "USER": server.get("user", ""),
-        "PASSWORD": server.get("password", ""),
-        "HOST": server.get("host", ""),
-        "PORT": str(server.get("port", "")),
-    }
-    before = f"""
-import os, signal, threading
+def test_the_django_project_of_the_page_works(tmp_path: Path, empty_database_url: str) -> None:
+    page = DOCS / "django.md"
+    for name in ("models.py", "workflows.py", "views.py", "reports.py"):
+        file = tmp_path / "people" / name
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(named(page, name))
+    (tmp_path / "settings.py").write_text(
+        f"""{named(page, "settings.py")}
+{named(page, "task_settings.py")}
+from project import MIDDLEWARE, TEMPLATES, database
+SECRET_KEY, ALLOWED_HOSTS, DEFAULT_AUTO_FIELD = "x", ["*"], "django.db.models.BigAutoField"
+DATABASES = {{"default": database({empty_database_url!r})}}
+"""
+    )
+    visit = """
+import asyncio, json
 import django
-from django.conf import settings
-settings.configure(DATABASES={{"default": {settings!r}}}, ALLOWED_HOSTS=["testserver"])
+from django.core.management import call_command
 django.setup()
+call_command("migrate", run_syncdb=True, verbosity=0, skip_checks=False)
+from django.test import AsyncRequestFactory, RequestFactory
+from people import views
+from pgworkflows.contrib.django import engine
+made = json.loads(views.sign_up(RequestFactory().post("/", {"name": "Ada"})).content)
+answer = asyncio.run(views.again(AsyncRequestFactory().get(f"/?person={made['person']}")))
+assert answer.status_code == 202
+engine().worker().run_until_idle("20s")
+print(engine().get_run(made["run"]).output)
+from people import reports
+print(reports.failed.count(), reports.of_ada.count(), reports.steps)
+call_command("pgworkflows", "status")
 """
-    after = """
-from django.test import RequestFactory
-response = sign_up_view(RequestFactory().post("/", {"email": "ada@example.com"}))
-print(response.status_code)
-try:
-    with transaction.atomic():
-        sign_up_view(RequestFactory().post("/", {"email": "grace@example.com"}))
-        raise KeyError
-except KeyError:
-    pass
-run = workflows().get_workflow_last_run("sign-up")
-assert run.input == {"email": "ada@example.com"}, run
-
-def watch():
-    print(workflows().wait_for_run(run.id, timeout=20).output)
-    os.kill(os.getpid(), signal.SIGTERM)
-
-threading.Thread(target=watch).start()
-Command().handle()
-print("ended")
-"""
-    page = DOCS / "flask-and-django.md"
-    rows(database_url, "create table people (email text)")
-    code = before + named(page, "views.py") + "\nsign_up_view = sign_up\n" + named(page, "work.py") + after
-    done = run_python(code, tmp_path, database_url)
-    assert done.stdout.split() == ["202", "1", "ended"], done.stderr
+    (tmp_path / "urls.py").write_text("urlpatterns = []")
+    place = os.pathsep.join([str(tmp_path), str(DOCS.parent / "tests" / "djangos")])
+    done = run_python(
+        visit, tmp_path, empty_database_url, DJANGO_SETTINGS_MODULE="settings", PYTHONPATH=place, PYTHONWARNINGS="error"
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("Welcome, Ada\n0 2 [('greet', 'Welcome, Ada'), ('greet', 'Welcome, Ada')]\n"), (
+        done.stdout
+    )
 
 
 # What pages say of the code -----------------------------------------------------------------------------------------

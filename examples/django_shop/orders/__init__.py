@@ -1,0 +1,1 @@
+"""Orders, and the workflow that sees each of them through."""
