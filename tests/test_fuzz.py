@@ -163,6 +163,8 @@ CALLS: Mapping[str, Callable[[Subject], dict[str, Any]]] = {
     "prune": lambda s: {"older_than": "1 day", "workflow_id": "none"},
     "grant": lambda s: {"client": None, "worker": None, "reader": None},
     "revoke": lambda s: {"role": "no such role"},
+    "get_backlog": lambda s: {},
+    "health": lambda s: {"min_workers": 0, "max_queue_lag": None, "timeout": "5s"},
     "migrate": lambda s: {},
     "close": lambda s: {},
 }  # fmt: skip
@@ -225,7 +227,7 @@ def test_every_argument_of_every_public_method_has_its_place_here(subject: Subje
     known |= {name: {*make(subject)} for name, make in CALLS_OF_ENGINES.items()} | {"worker": {"options"}}
     assert {name: names for name, names in public(WorkflowEngine).items() if name not in NOT_FUZZED} == known
     assert {*inspect.signature(Worker).parameters} == {"engine", *OPTIONS}
-    assert public(Worker) == {"run_forever": set(), "run_until_idle": {"timeout"}, "stop": set()}
+    assert public(Worker) == {"run_forever": set(), "run_until_idle": {"timeout"}, "stop": set(), "health": set()}
     commands = {name: {*arguments} for name, arguments in COMMANDS.items()}
     assert {"retry", "timeout"} <= public(RunCommand).keys()
     variadic = {"run": {"args", "kwargs"}, "poll": {"args"}}

@@ -17,6 +17,7 @@ URL_VARIABLE = "PGWORKFLOWS_TEST_URL"
 MEMORY = Path("/dev/shm")  # noqa: S108  (the embedded server makes a directory of its own there, as anywhere)
 MEMORY_WANTED = 4 << 30
 SETTINGS = {
+    "timezone": "UTC",  # whatever TZ says, which Django sets for its whole process
     "fsync": "off",
     "full_page_writes": "off",
     "max_connections": "300",
