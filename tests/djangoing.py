@@ -27,6 +27,7 @@ def set_up() -> None:
         sys.path.insert(0, str(PROJECT))
         os.environ["DJANGO_SETTINGS_MODULE"] = "project"
         django.setup()
+        del os.environ["DJANGO_SETTINGS_MODULE"]  # other tests begin processes with projects of their own
 
 
 @contextmanager
