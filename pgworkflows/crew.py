@@ -111,6 +111,10 @@ class Crew:
     def owns_this_thread(self) -> bool:
         return threading.current_thread().name.startswith("pgworkflows-step")
 
+    def abandon(self) -> None:
+        """In the child of a fork, where these threads are not."""
+        self._ear.abandon()
+
     def health(self) -> WorkerHealth:
         """How it is with these threads."""
         closing, age_s = self._closing.is_set(), self._heartbeat.age_s

@@ -34,6 +34,10 @@ class Ear(threading.Thread):
             self._opened.wait_for(lambda: self._deaf or self._locked_for == worker_id, timeout_s)
             return self._locked_for == worker_id
 
+    def abandon(self) -> None:
+        """In the child of a fork, where this thread is not."""
+        self._listener.abandon()
+
     def close(self) -> None:
         self._closing.set()
         self._listener.wake()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import select
 import socket
 from contextlib import suppress
@@ -61,6 +62,14 @@ class Listener:
         conn, self._conn = self._conn, None
         if conn is not None:
             conn.close()
+
+    def abandon(self) -> None:
+        """In the child of a fork: leave the session to the process whose it is, and keep its lock from nobody once that
+        has died."""
+        conn, self._conn = self._conn, None
+        if conn is not None:
+            with suppress(OSError, psycopg.Error):
+                os.close(conn.fileno())
 
     def end(self) -> None:
         """Close the session for good."""

@@ -152,6 +152,8 @@ class Worker:
 
     def _begin_anew(self) -> None:
         """This process is the child of a fork, in which no thread of the worker's runs."""
+        if self._crew is not None:
+            self._crew.abandon()
         self._rest()
         self._signals.give_back()
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -500,6 +501,7 @@ def test_the_worker_of_a_shell_works_and_ends_gracefully(shell: Shell, database_
             finally:
                 process.kill()
     assert process.returncode == 0, said
+    assert "INFO pgworkflows: worker" in said
 
 
 def test_the_commands_show_and_steer(shell: Shell, database_url: str) -> None:
@@ -520,7 +522,10 @@ def test_the_commands_show_and_steer(shell: Shell, database_url: str) -> None:
         found = json.loads(shell.run("status", "--json").stdout)
         assert (found["ok"], found["migrated"], found["live_workers"]) == (True, True, 0)
         engine.cancel_workflow(lost.id)
-        assert shell.run("worker", "--probe", "nowhere").exit_code == 1
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            port = taken.getsockname()[1]
+            assert f"the probe cannot listen on {port}: " in shell.run("worker", "--probe", f"{port}").output
+        assert "'nowhere' is no port, nor host:port" in shell.run("worker", "--probe", "nowhere").output
         engine.cancel_workflow(kept.id)
         assert shell.run("prune", "--older-than", "1 microsecond").stdout == "2 runs deleted\n"
         gone = shell.run("show", str(kept.id))

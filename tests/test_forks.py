@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -135,3 +137,37 @@ def test_a_step_that_forks_is_no_news_and_its_child_ends_on_a_signal(
         assert engine.get_run(run.id).output == -signal.SIGTERM
     assert "was forked" not in caplog.text
     assert value(database_url, "select count(*) from pgworkflows.workers") == 0
+
+
+ORPHAN = """
+import os, sys, time
+from pgworkflows import WorkflowEngine
+
+engine = WorkflowEngine(sys.argv[1])
+engine.start()
+while not engine.health(min_workers=1).ok:
+    time.sleep(0.01)
+print(os.fork(), flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.direct("looks at the lock of a session")
+def test_a_child_that_outlives_its_killed_parent_does_not_hold_the_lock_of_its_worker(database_url: str) -> None:
+    """Else the others would take the worker for alive until its lease has run out."""
+    locks = (
+        "select l.pid from pg_locks as l join pg_database as d on d.oid = l.database "
+        "where l.locktype = 'advisory' and d.datname = current_database()"
+    )
+    with subprocess.Popen([sys.executable, "-c", ORPHAN, database_url], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        said = {int(parent.stdout.readline()), int(parent.stdout.readline())}
+        [child] = said - {0}
+        try:
+            assert rows(database_url, locks) != []
+            parent.kill()
+            parent.wait(20)
+            until(lambda: rows(database_url, locks) == [], "the server notices the death", within_s=10)
+            os.kill(child, 0)  # it is there
+        finally:
+            os.kill(child, signal.SIGKILL)

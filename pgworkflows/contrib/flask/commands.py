@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from datetime import datetime, timedelta
@@ -19,6 +20,7 @@ from pgworkflows.healthcheck import Health
 from pgworkflows.migrate import plan
 from pgworkflows.probe import Probe
 from pgworkflows.runs import RunStatus, WorkflowRun
+from pgworkflows.worker import Worker
 
 
 class Commands(AppGroup):
@@ -47,10 +49,13 @@ def worker(queues: tuple[str, ...], probe: str | None, **options: Any) -> None:
     """Execute runs until SIGTERM or SIGINT."""
     given = {name: value for name, value in {"queues": queues or None, **options}.items() if value is not None}
     made = engine_of(current_app).worker(**worker_options(current_app, **given))
+    if not logging.getLogger().handlers:
+        # An application that sets up logging is left alone; a worker that says nothing is no use.
+        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
+        logging.getLogger("pgworkflows").setLevel(logging.INFO)
     with ExitStack() as stack:
         if probe is not None:
-            host, _, port = probe.rpartition(":")
-            stack.enter_context(Probe(made, host=host or "127.0.0.1", port=int(port)))
+            stack.enter_context(_probe(made, probe))
         made.run_forever()
 
 
@@ -154,6 +159,16 @@ def migrate(only_plan: bool) -> None:
         click.echo(f"{'would apply' if only_plan else 'applied'} {migration.name}")
     if not found:
         click.echo("nothing to apply")
+
+
+def _probe(made: Worker, address: str) -> Probe:
+    host, _, port = address.rpartition(":")
+    if not port.isdecimal():
+        raise click.BadParameter(f"{address!r} is no port, nor host:port", param_hint="--probe")
+    try:
+        return Probe(made, host=host or "127.0.0.1", port=int(port))
+    except (OSError, OverflowError) as error:
+        raise click.ClickException(f"the probe cannot listen on {address}: {error}") from error
 
 
 def _about(health: Health) -> Iterator[str]:
