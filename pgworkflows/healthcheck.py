@@ -16,6 +16,9 @@ from pgworkflows.errors import ConfigurationError
 from pgworkflows.migrate import check_current
 from pgworkflows.operations import Operations
 
+LONGEST_S = 3600.0
+"""Nobody waits for longer; and locks take no time of any length."""
+
 
 @dataclass(frozen=True)
 class Health:
@@ -87,10 +90,12 @@ class HealthOperations(Operations):
     ) -> Health:
         """Whether the database answers within `timeout` and is migrated; with `min_workers`, whether so many workers
         live; with `max_queue_lag`, whether no run has been ready for longer. Raises only for its arguments."""
-        if type(min_workers) is not int or min_workers < 0:
-            raise ValueError(f"min_workers must be an int of 0 or more, not {min_workers!r}")
+        if type(min_workers) is not int:
+            raise TypeError(f"min_workers must be an int, not {type(min_workers).__name__}")
+        if min_workers < 0:
+            raise ValueError("min_workers must not be negative")
         limit = None if max_queue_lag is None else parse_duration(max_queue_lag, "max_queue_lag")
-        timeout_s = parse_positive_duration(timeout, "timeout").total_seconds()
+        timeout_s = min(parse_positive_duration(timeout, "timeout").total_seconds(), LONGEST_S)
         found = self._asked(timeout_s)
         if found.problems:
             return found

@@ -124,13 +124,14 @@ def test_a_server_that_stands_still_is_reported_in_time_and_keeps_one_thread() -
 def test_wrong_arguments_are_refused(database_url: str) -> None:
     options: list[dict[str, Any]] = [
         {"min_workers": -1},
-        {"min_workers": True},
         {"timeout": 0},
         {"max_queue_lag": "soon"},
     ]
     for wrong in options:
         with pytest.raises(ValueError):
             health(database_url, **wrong)
+    with pytest.raises(TypeError, match="min_workers must be an int, not bool"):
+        health(database_url, min_workers=True)
     with pytest.raises(ConfigurationError, match="could not be read"):
         health("postgresql://[")
 
