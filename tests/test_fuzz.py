@@ -161,8 +161,6 @@ CALLS: Mapping[str, Callable[[Subject], dict[str, Any]]] = {
     "resume_schedule": lambda s: {"workflow": "fuzzed", "connection": None},
     "trigger_schedule": lambda s: {"workflow": "fuzzed", "connection": None},
     "prune": lambda s: {"older_than": "1 day", "workflow_id": "none"},
-    "health": lambda s: {"min_workers": 0, "max_queue_lag": None, "timeout": "5s"},
-    "get_backlog": lambda s: {},
     "grant": lambda s: {"client": None, "worker": None, "reader": None},
     "revoke": lambda s: {"role": "no such role"},
     "get_backlog": lambda s: {},
