@@ -153,9 +153,10 @@ class Scribe(threading.Thread):
         """Write a batch, and hold on to nothing of it; whether there was anything."""
         if not batch:
             return False
-        failed, self._failed_at_once = self._failed_at_once, None
-        if failed is not None:
-            self._give_up.wait(backoff.failed(failed))
+        if self._failed_at_once is not None:
+            pause_s = backoff.failed(self._failed_at_once)
+            self._failed_at_once = None  # at once, for its traceback holds an execution
+            self._give_up.wait(pause_s)
         while not self._give_up.is_set():
             worker_id = self._holdings.worker_id
             batch = [pending for pending in batch if self._wanted(*pending)]
