@@ -125,9 +125,10 @@ class Patient:
         return {match[1] for match in found if match}
 
     def held(self) -> int:
-        """How many runs it has in memory."""
+        """How many of its runs it has in memory: what other tests have left there is not its own."""
         gc.collect()
-        return sum(type(each) is Execution for each in gc.get_objects())
+        own = {str(run_id) for run_id in self.started}
+        return sum(type(each) is Execution and each.run.run_id in own for each in gc.get_objects())
 
     def await_calm(self) -> None:
         """Wait until the last word of each role is that it works again."""
