@@ -2,7 +2,7 @@
 #   make test ARGS="-k embedded -x -n 0"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-django6 test-pgbouncer test-failover test-model test-sick check format bench bench-soak bench-pinned bench-peers chaos lock clean
+.PHONY: help demo test test-django6 test-pgbouncer test-failover test-model test-sick check format bench bench-soak bench-pinned bench-peers chaos lock vendor clean
 
 ARGS ?=
 PYTHON ?=
@@ -69,6 +69,9 @@ chaos: $(STAMP) ## break everything for five minutes, and prove that nothing was
 
 lock: ## pin the newest allowed development dependencies in requirements-dev.lock
 	@scripts/lock "$(or $(PYTHON),python3)"
+
+vendor: ## fetch the dashboard's styles and scripts of others again, through npm, and compare their hashes
+	@scripts/vendor
 
 clean: ## remove the environment, caches and builds (never a data directory)
 	rm -rf .venv .venv-django6 .venv-peers bench/peers/node_modules build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache

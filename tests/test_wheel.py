@@ -50,9 +50,8 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_all_that_the_package_reads(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
-    wanted = {
-        str(path.relative_to(ROOT)) for path in (ROOT / "pgworkflows").rglob("*") if path.suffix in (".py", ".sql")
-    }
+    files = [path for path in (ROOT / "pgworkflows").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    wanted = {str(path.relative_to(ROOT)) for path in files}
     wanted |= {f"pgworkflows/{path.relative_to(ROOT)}" for path in (ROOT / "migrations").glob("*.sql")}
     wanted |= {"pgworkflows/py.typed", "pytest_pgworkflows.py"}
     assert wanted <= names, f"missing: {sorted(wanted - names)}"
