@@ -15,7 +15,7 @@ FOLDERS = [ROOT / "pgworkflows" / "ui" / "static" / "vendor", ROOT / "tests" / "
 def listed(folder: Path) -> dict[str, str]:
     """The hashes in a folder's table, by file."""
     lines = (line.split() for line in (folder / "VERSIONS").read_text().splitlines() if not line.startswith("#"))
-    return {file: hash for file, _version, hash, _package, _place in lines}
+    return {file: sha256 for file, _version, sha256, _package, _place in lines}
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: str(folder.relative_to(ROOT)))
