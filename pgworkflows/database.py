@@ -22,6 +22,8 @@ from pgworkflows.sessions import OwnConnection
 
 Connection = psycopg.Connection[tuple[Any, ...]]
 Pool = ConnectionPool[Any]
+DriverError = psycopg.Error
+"""What is raised for errors of the server that the library has no words for."""
 Row = tuple[Any, ...]
 Params = Sequence[object] | Mapping[str, object]
 

@@ -99,7 +99,7 @@ FLOORS: Mapping[str, set[str]] = {
         "crew",
         "worker",
     },
-    "5 edges": {"cli", "contrib", "otel", "probe", "testing", "ui"},
+    "5 edges": {"__main__", "cli", "contrib", "otel", "probe", "testing", "ui"},
 }
 ROOMS = {room: number for number, rooms in enumerate(FLOORS.values()) for room in rooms}
 NAMES = [*FLOORS]
@@ -140,6 +140,7 @@ RULES = [
                 "fastapi",
                 "opentelemetry",
                 "click",
+                "rich",
                 "typer",
                 "http",
             }

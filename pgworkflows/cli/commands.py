@@ -1,0 +1,89 @@
+"""The commands by name. A command's module is imported when it is called: `--help` waits for none of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from pgworkflows.client import WorkflowClient
+
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "migrate": ("upkeep:migrate", "Bring pgworkflows' tables up to date."),
+    "start": ("start:start", "Start a run."),
+    "status": ("watching:status", "Show whether all is well, and what is unfinished."),
+    "prune": ("upkeep:prune", "Delete finished runs."),
+    "grant": ("upkeep:grant", "Let database roles be a client, a worker, a reader."),
+    "revoke": ("upkeep:revoke", "Take from a database role all that it was granted."),
+    "export": ("upkeep:export", "Print the history of a run as JSON, for check_replay."),
+}
+"""The module in pgworkflows.cli and the name in it, and the first sentence of the command's help."""
+
+
+class Commands(click.Group):
+    """The commands, on the client that `connect` makes: of a connection string, of a Flask application, of a Django
+    project. It is made when a command asks for it."""
+
+    def __init__(
+        self, *args: Any, connect: Callable[[click.Context], WorkflowClient] | None = None, **options: Any
+    ) -> None:
+        super().__init__(*args, **options)
+        self.connect = connect
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """The names, those of the host first."""
+        return [*super().list_commands(ctx), *(name for name in COMMANDS if name not in self.commands)]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of this name: of the host, or of the table."""
+        own = super().get_command(ctx, cmd_name)
+        if own is not None or cmd_name not in COMMANDS:
+            return own
+        module, _, name = COMMANDS[cmd_name][0].partition(":")
+        found = getattr(import_module(f"pgworkflows.cli.{module}"), name)
+        assert isinstance(found, click.Command)
+        return found
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list in the help, by the table."""
+        about = [
+            (name, self.commands[name].get_short_help_str(70) if name in self.commands else COMMANDS[name][1])
+            for name in self.list_commands(ctx)
+        ]
+        with formatter.section("Commands"):
+            formatter.write_dl(about)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command. What cannot be done is one line on standard error."""
+        try:
+            return super().invoke(ctx)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            from pgworkflows.cli.exits import EXPECTED, failure_of  # not before it is needed: it imports the driver
+
+            if isinstance(error, EXPECTED):
+                raise failure_of(error) from error
+            raise
+
+
+def client_of(ctx: click.Context) -> WorkflowClient:
+    """The client of the commands that are running, or are being completed."""
+    place: click.Context | None = ctx
+    while place is not None:
+        if isinstance(place.command, Commands) and place.command.connect is not None:
+            key = f"{__name__}.client"
+            if key not in place.meta:
+                place.meta[key] = place.command.connect(place)
+            found: WorkflowClient = place.meta[key]
+            return found
+        place = place.parent
+    raise RuntimeError("a command of pgworkflows' was called outside its group")
+
+
+def current_client() -> WorkflowClient:
+    """The client of the command that is running."""
+    return client_of(click.get_current_context())

@@ -1,0 +1,149 @@
+"""What commands print: tables and details for people, JSON for scripts.
+
+A table is as wide as its content where it is piped, and never wider than a terminal: long columns are cut there, and
+where that is not enough each row becomes a block of lines. Colours are for terminals only, and not with NO_COLOR.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from datetime import datetime, timedelta
+from typing import Any
+from uuid import UUID
+
+import click
+from rich.console import Console
+from rich.text import Text
+
+from pgworkflows.cli.wording import cleaned, duration, moment
+from pgworkflows.history import StepStatus
+from pgworkflows.runs import RunStatus
+
+GAP = "  "
+NARROWEST = 12
+"""A column is not cut to less than this."""
+STYLES: Mapping[str, str] = {
+    "pending": "dim",
+    "running": "blue",
+    "waiting": "cyan",
+    "retrying": "yellow",
+    "paused": "yellow",
+    "completed": "green",
+    "failed": "bold red",
+    "cancelled": "magenta",
+}
+
+json_option = click.option("--json", "as_json", is_flag=True, help="Print JSON, for scripts.")
+
+
+def console(*, stderr: bool = False) -> Console:
+    """Where standard output, or standard error, goes now. Nothing in a text is taken for markup."""
+    return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
+
+
+def say(text: str = "", style: str | None = None) -> None:
+    """Print a line that holds no line break; a terminal wraps it."""
+    _print(Text(cleaned(text), style=style or ""))
+
+
+def print_json(value: Any) -> None:
+    """Print a value as one line of JSON: times in ISO 8601, durations in seconds."""
+    click.echo(json.dumps(value, default=_plain))
+
+
+def print_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, cut: Iterable[str] = ()) -> None:
+    """Print rows under their headings. The columns in `cut` may be shortened to fit a terminal."""
+    cells = [[shown(value) for value in row] for row in rows]
+    titles = [Text(title, style="bold") for title in head]
+    widths = [max(cell.cell_len for cell in column) for column in zip(titles, *cells, strict=True)]
+    found = console()
+    if found.is_terminal:
+        widths = _fitted(widths, [title in set(cut) for title in head], found.width)
+    if found.is_terminal and _total(widths) > found.width:
+        for number, row in enumerate(cells):
+            if number:
+                say()
+            print_details(zip(head, row, strict=True))
+        return
+    for line in (titles, *cells):
+        _print(_joined(line, widths))
+
+
+def print_details(pairs: Iterable[tuple[str, object]]) -> None:
+    """Print names and values, a line each, without those that are None. Long values go on in further lines."""
+    known = [(name, shown(value)) for name, value in pairs if value is not None]
+    indent = max((len(name) for name, _ in known), default=0) + len(GAP)
+    found = console()
+    width = max(found.width - indent, NARROWEST) if found.is_terminal else None
+    for name, value in known:
+        pieces = [value] if width is None else value.wrap(found, width, overflow="fold")
+        for number, piece in enumerate(pieces or [value]):
+            label = name.lower() if number == 0 else ""
+            _print(Text(f"{label:<{indent}}", style="bold").append_text(piece))
+
+
+def shown(value: object) -> Text:
+    """A value as a cell of a table has it."""
+    match value:
+        case None:
+            return Text("-", style="dim")
+        case Text():
+            return value
+        case RunStatus() | StepStatus():
+            return Text(value, style=STYLES.get(value, ""))
+        case datetime():
+            return Text(moment(value))
+        case timedelta():
+            return Text(duration(value))
+        case _:
+            return Text(cleaned(str(value)))
+
+
+def _fitted(widths: list[int], may_be_cut: list[bool], room: int) -> list[int]:
+    """The widths with which a table fits, the widest of the columns that may be cut first; or as near as that gets."""
+    fitted = list(widths)
+    while (excess := _total(fitted) - room) > 0:
+        wide = [place for place, cut in enumerate(may_be_cut) if cut and fitted[place] > NARROWEST]
+        if not wide:
+            break
+        widest = max(wide, key=lambda place: fitted[place])
+        others = [fitted[place] for place in wide if fitted[place] < fitted[widest]]
+        least = max([NARROWEST, *others, fitted[widest] - excess])
+        fitted[widest] = min(least, fitted[widest] - 1)
+    return fitted
+
+
+def _total(widths: Sequence[int]) -> int:
+    return sum(widths) + len(GAP) * (len(widths) - 1)
+
+
+def _joined(line: Iterable[Text], widths: Iterable[int]) -> Text:
+    cells: list[Text] = []
+    for text, width in zip(line, widths, strict=True):
+        cell = text.copy()
+        cell.truncate(width, overflow="ellipsis", pad=True)
+        cells.append(cell)
+    joined = Text(GAP).join(cells)
+    joined.rstrip()
+    return joined
+
+
+def _print(line: Text) -> None:
+    console().print(line, soft_wrap=True)
+
+
+def _plain(value: object) -> Any:
+    """What JSON has for a value that it does not know."""
+    match value:
+        case datetime():
+            return value.isoformat()
+        case timedelta():
+            return value.total_seconds()
+        case UUID():
+            return str(value)
+        case _ if is_dataclass(value) and not isinstance(value, type):
+            return {field.name: getattr(value, field.name) for field in fields(value)}
+        case _:
+            raise TypeError(f"{type(value).__name__} has no form in JSON")

@@ -1,0 +1,78 @@
+"""Commands that look after the tables: migrate, prune, grant, revoke, export."""
+
+from __future__ import annotations
+
+import click
+
+from pgworkflows.cli.commands import current_client
+from pgworkflows.cli.output import json_option, print_json, say
+from pgworkflows.migrate import plan
+
+
+@click.command()
+@click.option("--plan", "only_plan", is_flag=True, help="Say what would be applied, and change nothing.")
+@json_option
+def migrate(only_plan: bool, as_json: bool) -> None:
+    """Bring pgworkflows' tables up to date."""
+    client = current_client()
+    found = plan(client.conninfo, client.schema) if only_plan else client.migrate()
+    if as_json:
+        print_json({"pending" if only_plan else "applied": [migration.name for migration in found]})
+        return
+    for migration in found:
+        say(f"{'would apply' if only_plan else 'applied'} {migration.name}")
+    if not found:
+        say("nothing to apply")
+
+
+@click.command()
+@click.option("--older-than", metavar="DURATION", help="How long ago they ended. Default: the declared retention.")
+@click.option("--workflow", "workflow_id", metavar="ID", help="Those of one workflow.")
+@json_option
+def prune(older_than: str | None, workflow_id: str | None, as_json: bool) -> None:
+    """Delete finished runs.
+
+    Without --older-than, those that ended longer ago than the retention that their workflow declares.
+    """
+    deleted = current_client().prune(older_than=older_than, workflow_id=workflow_id)
+    if as_json:
+        print_json({"deleted": deleted})
+    else:
+        say(f"{deleted} {'run' if deleted == 1 else 'runs'} deleted")
+
+
+@click.command()
+@click.option("--client", metavar="ROLE", help="Starts runs, and reads and steers those that it has started.")
+@click.option("--worker", metavar="ROLE", help="Executes runs.")
+@click.option("--reader", metavar="ROLE", help="Reads everything, and changes nothing.")
+def grant(client: str | None, worker: str | None, reader: str | None) -> None:
+    """Let database roles be a client, a worker, a reader.
+
+    The roles exist already, and may do nothing more in the schema from then on. Connect as the schema's owner.
+    """
+    if client is None and worker is None and reader is None:
+        raise click.UsageError("name a role: --client, --worker or --reader")
+    current_client().grant(client=client, worker=worker, reader=reader)
+    for role, kind in ((client, "client"), (worker, "worker"), (reader, "reader")):
+        if role is not None:
+            say(f"{role} is a {kind}")
+
+
+@click.command()
+@click.argument("role")
+def revoke(role: str) -> None:
+    """Take from a database role all that it was granted."""
+    current_client().revoke(role)
+    say(f"{role} may do nothing any more")
+
+
+@click.command()
+@click.argument("run_id", metavar="RUN")
+def export(run_id: str) -> None:
+    """Print the history of a run as JSON, for check_replay.
+
+    It holds the payloads of the run: what is confidential in them, pgworkflows.testing.export_run can take out.
+    """
+    from pgworkflows.testing.histories import export_run  # the testing kit is for those who ask for it
+
+    print_json(export_run(current_client(), run_id))

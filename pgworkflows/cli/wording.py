@@ -1,0 +1,72 @@
+"""How values are shown to people: times, durations, payloads, failures. What comes from the database may hold anything,
+and reaches no terminal as it is."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+LONGEST_PAYLOAD = 200
+_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
+
+
+def cleaned(text: str) -> str:
+    """`text` in one line; what is not printable, such as an escape sequence or a character that turns the direction of
+    writing, as Python's literals have it."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
+def cleaned_lines(text: str) -> list[str]:
+    """The same for a text of several lines."""
+    return [cleaned(line.expandtabs()) for line in text.splitlines()]
+
+
+def one_line(text: str) -> str:
+    """A message without its line breaks."""
+    return cleaned(" ".join(text.split()))
+
+
+def moment(at: datetime) -> str:
+    """A time to the second, in UTC."""
+    return at.astimezone(UTC).strftime("%Y-%m-%d %H:%M:%SZ")
+
+
+def duration(length: timedelta) -> str:
+    """A duration in its two largest units."""
+    total_s = length.total_seconds()
+    if total_s < 0:
+        return f"-{duration(-length)}"
+    if total_s < 1:
+        return f"{total_s * 1000:.0f} ms"
+    if total_s < 60:
+        return f"{total_s:.1f} s"
+    left = round(total_s)
+    parts: list[str] = []
+    for size, unit in _UNITS:
+        amount, left = divmod(left, size)
+        if amount or parts:
+            parts.append(f"{amount} {unit}")
+        if len(parts) == 2:
+            break
+    return " ".join(part for part in parts if not part.startswith("0 "))
+
+
+def payload(value: Any, longest: int = LONGEST_PAYLOAD) -> str:
+    """A JSON value in one line, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return cleaned(text if len(text) <= longest else f"{text[: longest - 1]}…")
+
+
+def payload_lines(value: Any) -> list[str]:
+    """A JSON value, whole."""
+    return cleaned_lines(json.dumps(value, ensure_ascii=False, indent=2))
+
+
+def failure(error: Mapping[str, Any], longest: int = LONGEST_PAYLOAD) -> str:
+    """The type and the message of an error in one line."""
+    text = one_line(f"{error.get('type')}: {error.get('message')}")
+    return text if len(text) <= longest else f"{text[: longest - 1]}…"
