@@ -2,7 +2,7 @@
 #   make test ARGS="-k embedded -x -n 0"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-django6 test-pgbouncer test-failover test-model test-sick check format bench bench-soak bench-pinned bench-peers chaos lock vendor clean
+.PHONY: help demo test test-browser test-django6 test-pgbouncer test-failover test-model test-sick check format bench bench-soak bench-pinned bench-peers chaos lock vendor clean
 
 ARGS ?=
 PYTHON ?=
@@ -29,6 +29,9 @@ test-model: $(STAMP) ## check a thousand random histories against the model of s
 
 test-sick: $(STAMP) ## run the tests that take longest: a server that panics, one that never answers (needs root)
 	@$(BIN)/python -m pytest -m sick $(ARGS)
+
+test-browser: $(STAMP) ## look at pages in a real Chromium (Debian's package chromium); screenshots/ has what they looked like
+	@$(BIN)/python -m pytest -m browser --numprocesses 2 --dist loadfile $(ARGS)
 
 test-django6: ## run the Django tests on Django 6 (the first Python from 3.12 on that is found, or PYTHON=)
 	@scripts/django6 "$(PYTHON)" $(ARGS)
@@ -74,7 +77,7 @@ vendor: ## fetch the dashboard's styles and scripts of others again, through npm
 	@scripts/vendor
 
 clean: ## remove the environment, caches and builds (never a data directory)
-	rm -rf .venv .venv-django6 .venv-peers bench/peers/node_modules build dist .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv .venv-django6 .venv-peers bench/peers/node_modules build dist screenshots .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(STAMP): pyproject.toml requirements-dev.lock scripts/environment

@@ -14,6 +14,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from bouncing import PgBouncer, pooled
@@ -22,6 +23,9 @@ from pgworkflows.embedded import EmbeddedPostgres
 from pgworkflows.embedded.place import CONTROL
 from pgworkflows.scratch import ScratchDatabases
 from pgworkflows.testing.server import SETTINGS, session_server
+
+if TYPE_CHECKING:
+    from browsing import Chromium
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -159,3 +163,15 @@ def make_directory() -> Iterator[Callable[[], Path]]:
             with running.open() as lock:
                 fcntl.flock(lock, fcntl.LOCK_SH)  # the server of a process that has ended is still stopping
         shutil.rmtree(path)
+
+
+@pytest.fixture(scope="module")
+def chromium() -> Iterator[Chromium]:
+    """A browser for the tests of one file. While it runs, this thread counts as one with an event loop."""
+    from browsing import find_chromium, running
+
+    path = find_chromium()
+    if path is None:
+        pytest.skip("no Chromium: install Debian's package chromium, or name one in PGWORKFLOWS_CHROMIUM")
+    with running(path) as browser:
+        yield browser
