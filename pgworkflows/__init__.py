@@ -1,35 +1,41 @@
 """Durable workflows in Python on the PostgreSQL you already have."""
 
-from pgworkflows.client import WorkflowClient, health
-from pgworkflows.commands import Command, PollResult, RunCommand, Step, StepContext, Steps
-from pgworkflows.current import CurrentStep, current_step
-from pgworkflows.definition import StepDefinition, Workflow, WorkflowRef, workflow, workflow_ref
-from pgworkflows.embedded import EmbeddedPostgres
-from pgworkflows.engine import WorkflowEngine
-from pgworkflows.errors import (
-    ChildWorkflowFailedError,
-    ConfigurationError,
-    DuplicateStepError,
-    IdempotencyConflictError,
-    InvalidInputError,
-    InvalidStatusError,
-    NonDeterminismError,
-    SerializationError,
-    StepFailedError,
-    StepTimeoutError,
-    WorkflowEngineError,
-    WorkflowNotFoundError,
-    WorkflowRunInProgressError,
-    WorkflowRunNotFoundError,
-    WorkflowTimeoutError,
-)
-from pgworkflows.healthcheck import Backlog, Health, WorkerHealth
-from pgworkflows.history import StepKind, StepRecord, StepStatus
-from pgworkflows.payloads import PayloadCodec
-from pgworkflows.plugins import ExecutionOutcome, Plugin, RunContext, StepInfo
-from pgworkflows.runs import Page, RunStatus, WorkflowProgress, WorkflowRun
-from pgworkflows.schedules import Schedule
-from pgworkflows.worker import Worker
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pgworkflows.client import WorkflowClient, health
+    from pgworkflows.commands import Command, PollResult, RunCommand, Step, StepContext, Steps
+    from pgworkflows.current import CurrentStep, current_step
+    from pgworkflows.definition import StepDefinition, Workflow, WorkflowRef, workflow, workflow_ref
+    from pgworkflows.embedded import EmbeddedPostgres
+    from pgworkflows.engine import WorkflowEngine
+    from pgworkflows.errors import (
+        ChildWorkflowFailedError,
+        ConfigurationError,
+        DuplicateStepError,
+        IdempotencyConflictError,
+        InvalidInputError,
+        InvalidStatusError,
+        NonDeterminismError,
+        SerializationError,
+        StepFailedError,
+        StepTimeoutError,
+        WorkflowEngineError,
+        WorkflowNotFoundError,
+        WorkflowRunInProgressError,
+        WorkflowRunNotFoundError,
+        WorkflowTimeoutError,
+    )
+    from pgworkflows.healthcheck import Backlog, Health, WorkerHealth
+    from pgworkflows.history import StepKind, StepRecord, StepStatus
+    from pgworkflows.payloads import PayloadCodec
+    from pgworkflows.plugins import ExecutionOutcome, Plugin, RunContext, StepInfo
+    from pgworkflows.runs import Page, RunStatus, WorkflowProgress, WorkflowRun
+    from pgworkflows.schedules import Schedule
+    from pgworkflows.worker import Worker
 
 __version__ = "0.1.0"
 
@@ -84,3 +90,36 @@ __all__ = [
     "workflow",
     "workflow_ref",
 ]
+
+_HOMES = {
+    "client": "WorkflowClient health",
+    "commands": "Command PollResult RunCommand Step StepContext Steps",
+    "current": "CurrentStep current_step",
+    "definition": "StepDefinition Workflow WorkflowRef workflow workflow_ref",
+    "embedded": "EmbeddedPostgres",
+    "engine": "WorkflowEngine",
+    "errors": "ChildWorkflowFailedError ConfigurationError DuplicateStepError IdempotencyConflictError "
+    "InvalidInputError InvalidStatusError NonDeterminismError SerializationError StepFailedError StepTimeoutError "
+    "WorkflowEngineError WorkflowNotFoundError WorkflowRunInProgressError WorkflowRunNotFoundError "
+    "WorkflowTimeoutError",
+    "healthcheck": "Backlog Health WorkerHealth",
+    "history": "StepKind StepRecord StepStatus",
+    "payloads": "PayloadCodec",
+    "plugins": "ExecutionOutcome Plugin RunContext StepInfo",
+    "runs": "Page RunStatus WorkflowProgress WorkflowRun",
+    "schedules": "Schedule",
+    "worker": "Worker",
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
+
+if not TYPE_CHECKING:  # type checkers know all that there is, and what is not
+
+    def __getattr__(name: str) -> Any:
+        # Imported when it is asked for first: the command line, or who uses the client only, waits for nothing else.
+        if name not in _HOME_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = globals()[name] = getattr(import_module(f"pgworkflows.{_HOME_OF[name]}"), name)
+        return found
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
+import pgworkflows
 from pgworkflows import WorkflowClient
 from pgworkflows.cli.commands import COMMANDS
 from pgworkflows.cli.program import program
@@ -72,3 +75,32 @@ def test_what_cannot_be_done_is_said_in_a_line_and_by_the_exit_status(
     assert (told.exit_code, told.stdout) == (status, "")
     assert said in told.stderr
     assert "Traceback" not in told.stderr
+
+
+# What is imported when ----------------------------------------------------------------------------------------------
+
+
+def imported_by(code: str) -> set[str]:
+    """The modules that a fresh process has imported when it has run this."""
+    script = f"import sys\n{code}\nprint(*sys.modules)"
+    return set(
+        subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True).stdout.split()
+    )
+
+
+def test_the_package_gives_all_its_names_without_the_command_line() -> None:
+    modules = imported_by("import pgworkflows\n[getattr(pgworkflows, name) for name in pgworkflows.__all__]")
+    assert "pgworkflows.worker" in modules
+    assert not modules & {"click", "rich", "pgworkflows.cli"}
+
+
+def test_names_are_listed_before_they_are_imported_and_unknown_ones_are_refused() -> None:
+    assert set(pgworkflows.__all__) <= set(dir(pgworkflows))
+    with pytest.raises(AttributeError, match="module 'pgworkflows' has no attribute 'nonsense'"):
+        _ = pgworkflows.nonsense  # type: ignore[attr-defined]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_the_help_waits_for_no_driver_and_no_tables() -> None:
+    modules = imported_by("from pgworkflows.cli.program import program\nprogram(['--help'], standalone_mode=False)")
+    assert "pgworkflows.cli.program" in modules
+    assert not modules & {"psycopg", "pydantic", "rich"}
