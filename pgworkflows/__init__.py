@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from pgworkflows.healthcheck import Backlog, Health, WorkerHealth
     from pgworkflows.history import StepKind, StepRecord, StepStatus
+    from pgworkflows.inspection import Inspector
     from pgworkflows.payloads import PayloadCodec
     from pgworkflows.plugins import ExecutionOutcome, Plugin, RunContext, StepInfo
     from pgworkflows.runs import Page, RunStatus, WorkflowProgress, WorkflowRun
@@ -50,6 +51,7 @@ __all__ = [
     "ExecutionOutcome",
     "Health",
     "IdempotencyConflictError",
+    "Inspector",
     "InvalidInputError",
     "InvalidStatusError",
     "NonDeterminismError",
@@ -104,6 +106,7 @@ _HOMES = {
     "WorkflowTimeoutError",
     "healthcheck": "Backlog Health WorkerHealth",
     "history": "StepKind StepRecord StepStatus",
+    "inspection": "Inspector",
     "payloads": "PayloadCodec",
     "plugins": "ExecutionOutcome Plugin RunContext StepInfo",
     "runs": "Page RunStatus WorkflowProgress WorkflowRun",

@@ -45,6 +45,7 @@ def declarations(
                 for step in workflow.steps
             ],
             "step_ids": literal_ids(workflow),
+            "input_schema": workflow.described_input or "null",
             "schedule": _schedule_of(workflow, payloads),
         }
         for workflow in workflows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -13,7 +14,7 @@ from pgworkflows.commands import Invocable, Step, Steps
 from pgworkflows.durations import Duration, parse_positive_duration
 from pgworkflows.errors import ConfigurationError, DuplicateStepError, InvalidInputError, WorkflowEngineError
 from pgworkflows.handlers import input_parameter, names_at_definition, output_annotation
-from pgworkflows.limits import checked_flag, checked_identifier, checked_priority, checked_retries
+from pgworkflows.limits import checked_flag, checked_identifier, checked_priority, checked_retries, is_storable
 from pgworkflows.plugins import Plugin, checked_plugins
 from pgworkflows.schemas import REQUIRED, InputSchema
 from pgworkflows.serialization import PLAIN, Codec, codec_for, typed_codec
@@ -259,6 +260,16 @@ class Workflow(WorkflowRef[I, O]):
         if self.plan is not None:
             self._check_default_input()
         _ = self.output_codec
+
+    @cached_property
+    def described_input(self) -> str | None:
+        """The JSON Schema of the input, as JSON text; None where there is none to write."""
+        try:
+            schema = self._input.described() if self.takes_input else None
+            text = json.dumps(schema, ensure_ascii=False, allow_nan=False)
+        except Exception:  # pydantic cannot describe every type, and types may describe themselves
+            return None
+        return text if schema is not None and is_storable(text) else None
 
     def _check_default_input(self) -> None:
         try:

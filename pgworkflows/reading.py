@@ -84,11 +84,11 @@ class ReadOperations(Operations):
             optional_name(resource_id, "resource_id"),
             optional_name(workflow_id, "workflow_id"),
             optional_name(idempotency_key, "idempotency_key"),
-            None if statuses is None else _checked_statuses(statuses),
+            None if statuses is None else checked_statuses(statuses),
         )
         newer = ending_before is not None
         given = ending_before if newer else starting_after
-        cursor = None if given is None else _read_cursor(given)
+        cursor = None if given is None else read_cursor(given)
         found = self._store.get_runs(self._database, wanted, cursor=cursor, newer=newer, limit=limit + 1)
         beyond, items = len(found) > limit, found[:limit]
         if newer:
@@ -97,8 +97,8 @@ class ReadOperations(Operations):
         has_prev = beyond if newer else bool(items) and cursor is not None
         return Page(
             items=items,
-            next_cursor=_write_cursor(items[-1].id) if has_more else None,
-            prev_cursor=_write_cursor(items[0].id) if has_prev else None,
+            next_cursor=write_cursor(items[-1].id) if has_more else None,
+            prev_cursor=write_cursor(items[0].id) if has_prev else None,
             has_more=has_more,
             has_prev=has_prev,
         )
@@ -135,7 +135,8 @@ class ReadOperations(Operations):
         return {}
 
 
-def _checked_statuses(statuses: Iterable[RunStatus | str]) -> list[RunStatus]:
+def checked_statuses(statuses: Iterable[RunStatus | str]) -> list[RunStatus]:
+    """Statuses as a caller gives them. Raises ValueError and TypeError."""
     if isinstance(statuses, str):
         raise TypeError("statuses must be a list of statuses, not one string")
     given: list[object] = list(statuses)
@@ -146,11 +147,13 @@ def _checked_statuses(statuses: Iterable[RunStatus | str]) -> list[RunStatus]:
     return [known[str(status)] for status in given]
 
 
-def _write_cursor(run_id: UUID) -> str:
+def write_cursor(run_id: UUID) -> str:
+    """A place between pages, as callers hand it back."""
     return base64.urlsafe_b64encode(run_id.bytes).decode().rstrip("=")
 
 
-def _read_cursor(text: str) -> UUID:
+def read_cursor(text: str) -> UUID:
+    """The place that a cursor stands for. Raises ValueError."""
     try:
         return UUID(bytes=base64.urlsafe_b64decode(text + "=="))
     except (ValueError, TypeError, binascii.Error):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -12,6 +12,7 @@ from pgworkflows.definition import WorkflowRef
 from pgworkflows.errors import WorkflowNotFoundError
 from pgworkflows.limits import checked_identifier
 from pgworkflows.operations import Operations
+from pgworkflows.payloads import Payloads
 from pgworkflows.runs import WorkflowRun
 from pgworkflows.schema import statement
 from pgworkflows.starts import in_progress
@@ -91,8 +92,7 @@ class ScheduleOperations(Operations):
         return self._schedule(text)
 
     def _schedule(self, text: str) -> Schedule:
-        schedule = _schedule_from_json(text)
-        return replace(schedule, input=self._store.payloads.shown(schedule.input))
+        return schedule_from_json(text, self._store.payloads)
 
     def _fetch_schedules(self, name: str, params: tuple[object, ...], connection: Any) -> list[tuple[Any, ...]]:
         return self._executor(connection).fetch(statement(name, self.schema), params)
@@ -113,8 +113,8 @@ def _not_found(workflow_id: str) -> WorkflowNotFoundError:
     )
 
 
-def _schedule_from_json(text: str) -> Schedule:
-    """A row of `schedules` that the server wrote as JSON."""
+def schedule_from_json(text: str, payloads: Payloads) -> Schedule:
+    """A row of `schedules` that the server wrote as JSON. An input that nobody here can decode stays as it is."""
     row = json.loads(text)
     values: dict[str, Any] = {name: row[name] for name in _FIELDS}
     for name in _TIMES:
@@ -123,4 +123,5 @@ def _schedule_from_json(text: str) -> Schedule:
         values["last_run_id"] = UUID(values["last_run_id"])
     if values["paused_at"] is not None:
         values["next_at"] = None
+    values["input"] = payloads.shown(values["input"])
     return Schedule(**values)

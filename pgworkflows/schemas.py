@@ -64,6 +64,10 @@ class InputSchema:
         except Exception as error:
             raise self._misfit(error) from None
 
+    def described(self) -> dict[str, Any] | None:
+        """The JSON Schema of what is taken; None if anything is, or if pydantic can write none."""
+        return self._codec.json_schema()
+
     def _misfit(self, error: Exception) -> InvalidInputError:
         return InvalidInputError(
             f"{self.what} does not fit {shown(self._codec.annotation)}: {explained(error)}",

@@ -94,6 +94,10 @@ class Codec:
             except (ValidationError, SerializationError):
                 raise misfit from None
 
+    def json_schema(self) -> dict[str, Any] | None:
+        """The JSON Schema of what is loaded; None where anything is. What pydantic raises is the caller's."""
+        return None if self._adapter is None else self._adapter.json_schema()
+
     def _fitted(self, text: str, what: str) -> Any:
         try:
             return self.load(text)

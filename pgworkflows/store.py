@@ -117,7 +117,7 @@ class Store:
 
     def get_steps(self, executor: Executor, run_id: UUID, resource_id: str | None) -> list[StepRecord] | None:
         rows = executor.fetch(self._sql("get_steps"), (str(run_id), resource_id, resource_id))
-        return [_step_from(step, self.payloads) for step in json.loads(rows[0][0])] if rows else None
+        return [step_from(step, self.payloads) for step in json.loads(rows[0][0])] if rows else None
 
     def check_progress(
         self, executor: Executor, run_id: UUID, resource_id: str | None, known_steps: Mapping[str, Sequence[str]]
@@ -221,7 +221,8 @@ def moment_from(text: str | None) -> datetime | None:
     return moment if moment.tzinfo is UTC else moment.astimezone(UTC)
 
 
-def _step_from(row: dict[str, Any], payloads: Payloads) -> StepRecord:
+def step_from(row: Mapping[str, Any], payloads: Payloads) -> StepRecord:
+    """A row of `steps` that the server wrote as JSON. A payload that nobody here can decode stays as it is."""
     output = payloads.shown(row["output"])
     if row["kind"] == StepKind.POLL and isinstance(output, dict) and "data" in output:
         output["data"] = payloads.shown(output["data"])  # of one that was fast-forwarded

@@ -73,6 +73,7 @@ FLOORS: Mapping[str, set[str]] = {
         "journal",
         "operations",
         "peers",
+        "inspection",
         "low_water",
         "pruning",
         "reading",

@@ -1,0 +1,30 @@
+-- Unfinished runs by status, how long the longest of the ready ones has been that, live workers, schedules whose tick has come
+-- and is not dealt with, and the time, as JSON. Locks nothing.
+select json_build_object(
+    'now', clock_timestamp(),
+    'unfinished', (
+        select json_object_agg(s.status, s.runs)
+        from (
+            select coalesce(told.status, q.status)::text as status, count(*) as runs
+            from pgworkflows.queue as q
+            -- What a run that is asked to pause or to end shows already.
+            left join lateral (
+                select r.status from pgworkflows.runs as r where q.control is not null and r.id = q.run_id
+            ) as told on true
+            group by 1
+        ) as s
+    ),
+    'lag_s', (
+        select coalesce(extract(epoch from clock_timestamp() - min(coalesce(q.wake_at, q.ready_at))), 0)
+        from pgworkflows.queue as q
+        where q.status = 'pending' and coalesce(q.wake_at, q.ready_at) <= clock_timestamp()
+    ),
+    'live_workers', (
+        select count(*) from pgworkflows.workers as w where w.heartbeat_at > clock_timestamp() - w.lease
+    ),
+    'schedules_due', (
+        select json_agg(s.workflow_id order by s.workflow_id)
+        from pgworkflows.schedules as s
+        where s.paused_at is null and s.next_at < clock_timestamp()
+    )
+)::text

@@ -1,0 +1,154 @@
+-- Unfinished runs that nothing will move, or that are long in coming, by reason, workflow and lane: how many, which for
+-- example, since when at the longest, and what else there is to say of it as JSON. Locks nothing.
+with clock as materialized (
+    select moment.now, (
+        -- The least id of a run that was started so long ago that it may have waited for long enough.
+        lpad(to_hex(greatest(floor(extract(epoch from moment.now - %(wait_over)s::interval) * 1000), 0)::bigint), 12, '0')
+        || '00000000000000000000'
+    )::uuid as newest
+    from (select clock_timestamp() as now) as moment
+),
+live as materialized (
+    select w.id, w.workflows, w.queues from pgworkflows.workers as w where w.heartbeat_at > clock_timestamp() - w.lease
+),
+ready as materialized (
+    select q.workflow_id, q.queue, count(*) as runs, min(q.ready_at) as since,
+        (array_agg(q.run_id order by q.rank) filter (where q.nth <= 3)) as examples
+    from (
+        select q.run_id, q.workflow_id, q.queue, q.ready_at, q.rank,
+            row_number() over (partition by q.queue, q.workflow_id order by q.rank) as nth
+        from pgworkflows.queue as q
+        cross join clock
+        where q.status = 'pending' and q.wake_at is null and q.ready_at < clock.now - %(lag_over)s::interval
+    ) as q
+    group by q.workflow_id, q.queue
+),
+served as materialized (
+    select ready.*,
+        exists (select from live where ready.workflow_id = any (live.workflows)) as has_workflow,
+        exists (
+            select from live where ready.workflow_id = any (live.workflows) and ready.queue = any (live.queues)
+        ) as has_both
+    from ready
+),
+found as (
+    select
+        case
+            when served.has_both then 'lagging'
+            when served.has_workflow then 'no_worker_serves_queue'
+            else 'no_worker_has_workflow'
+        end as reason,
+        served.workflow_id, served.queue, served.runs, served.examples, served.since, null::json as more
+    from served
+    union all
+    select 'overdue', q.workflow_id, q.queue, count(*), (array_agg(q.run_id order by q.due))[1:3], min(q.due), null
+    from (
+        (
+            select q.run_id, q.workflow_id, q.queue, q.wake_at as due
+            from pgworkflows.queue as q
+            cross join clock
+            where q.wake_at < clock.now - %(lag_over)s::interval
+            order by q.wake_at
+            limit 10000
+        )
+        union all
+        (
+            select q.run_id, q.workflow_id, q.queue, q.timeout_at
+            from pgworkflows.queue as q
+            cross join clock
+            where q.timeout_at < clock.now - %(lag_over)s::interval
+                and (q.wake_at is null or q.wake_at >= clock.now - %(lag_over)s::interval)
+            order by q.timeout_at
+            limit 10000
+        )
+    ) as q
+    group by q.workflow_id, q.queue
+    union all
+    select 'interrupted', q.workflow_id, q.queue, count(*), (array_agg(q.run_id order by q.interruptions desc))[1:3],
+        min(r.updated_at), json_build_object('interruptions', max(q.interruptions))
+    from pgworkflows.queue as q
+    join pgworkflows.runs as r on r.id = q.run_id
+    where q.interruptions >= 3
+    group by q.workflow_id, q.queue
+    union all
+    select 'worker_dead', q.workflow_id, q.queue, count(*), (array_agg(q.run_id order by q.run_id))[1:3],
+        min(gone.since), (array_agg(gone.worker))[1]
+    from (
+        select held.worker_id, w.id is null as struck, w.heartbeat_at as since,
+            json_build_object('worker_id', held.worker_id, 'hostname', w.hostname, 'pid', w.pid) as worker
+        from (select distinct q.worker_id from pgworkflows.queue as q where q.worker_id is not null) as held
+        left join pgworkflows.workers as w on w.id = held.worker_id
+        cross join clock
+        where w.id is null or w.heartbeat_at < clock.now - greatest(w.lease, %(lag_over)s::interval)
+    ) as gone
+    join pgworkflows.queue as q on q.worker_id = gone.worker_id
+    join pgworkflows.runs as r on r.id = q.run_id
+    cross join clock
+    -- A worker that was struck had this run at least since then; the others take it over within seconds.
+    where not gone.struck or r.updated_at < clock.now - %(lag_over)s::interval
+    group by q.workflow_id, q.queue
+    union all
+    select 'step_in_flight', q.workflow_id, q.queue, count(*), (array_agg(q.run_id order by q.since))[1:3], min(q.since),
+        (array_agg(json_build_object('worker_id', q.worker_id, 'hostname', q.hostname, 'pid', q.pid) order by q.since))[1]
+    from (
+        select q.run_id, q.workflow_id, q.queue, q.worker_id, w.hostname, w.pid,
+            greatest(r.updated_at, r.started_at, last.at) as since
+        from pgworkflows.queue as q
+        join pgworkflows.workers as w on w.id = q.worker_id
+        join live on live.id = q.worker_id
+        join pgworkflows.runs as r on r.id = q.run_id
+        cross join clock
+        left join lateral (
+            select max(s.completed_at) as at from pgworkflows.steps as s where s.run_id = q.run_id
+        ) as last on true
+        where q.worker_id is not null and r.updated_at < clock.now - %(step_over)s::interval
+    ) as q
+    cross join clock
+    where q.since < clock.now - %(step_over)s::interval
+    group by q.workflow_id, q.queue
+    union all
+    -- By the event that they wait for. Who has begun to wait before then was started before then.
+    select 'waits_for_event', q.workflow_id, q.queue, count(*), (array_agg(q.run_id order by q.since))[1:3], min(q.since),
+        json_build_object('event_name', q.wait_event)
+    from (
+        select q.run_id, q.workflow_id, q.queue, q.wait_event, s.started_at as since
+        from (
+            select q.run_id, q.workflow_id, q.queue, q.wait_event
+            from pgworkflows.queue as q
+            where q.run_id < (select clock.newest from clock)
+                and q.status = 'waiting' and q.wait_kind = 'event' and q.wake_at is null and q.timeout_at is null
+            order by q.run_id
+            limit 10000
+        ) as q
+        join lateral (
+            select s.started_at from pgworkflows.steps as s
+            where s.run_id = q.run_id and s.status = 'waiting'
+            order by s.position desc
+            limit 1
+        ) as s on true
+    ) as q
+    cross join clock
+    where q.since < clock.now - %(wait_over)s::interval
+    group by q.workflow_id, q.queue, q.wait_event
+    union all
+    select 'paused', q.workflow_id, q.queue, count(*), (array_agg(q.run_id order by q.paused_at))[1:3], min(q.paused_at), null
+    from (
+        select q.run_id, q.workflow_id, q.queue, r.paused_at
+        from pgworkflows.queue as q
+        join pgworkflows.runs as r on r.id = q.run_id
+        cross join clock
+        where q.run_id < (select clock.newest from clock) and q.status = 'paused' and r.paused_at < clock.now - %(wait_over)s::interval
+        order by q.run_id
+        limit 10000
+    ) as q
+    group by q.workflow_id, q.queue
+)
+select json_build_object(
+    'reason', found.reason, 'workflow_id', found.workflow_id, 'queue', found.queue, 'runs', found.runs,
+    'examples', found.examples, 'since', found.since, 'now', clock.now, 'more', found.more,
+    'live_workers', (select count(*) from live)
+)::text
+from found
+cross join clock
+order by found.since, found.reason, found.workflow_id, found.queue
+limit %(limit)s::bigint
