@@ -126,6 +126,7 @@ class Crew:
             worker_id=self._holdings.worker_id,
             heartbeat_age=None if age_s is None else timedelta(seconds=age_s),
             runs_in_hand=len(self._holdings.executions),
+            stopping=closing,
         )
 
     def finish(self, grace_s: float, hurried: Callable[[], bool]) -> None:

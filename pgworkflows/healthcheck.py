@@ -50,13 +50,14 @@ class Health:
 @dataclass(frozen=True)
 class WorkerHealth:
     """How a worker of this process is. `alive`: it runs, with all its threads. `ready`: it is registered, has beaten
-    within its lease, and takes runs."""
+    within its lease, and takes runs. `stopping`: it was told to stop, and ends its steps."""
 
     alive: bool
     ready: bool
     worker_id: UUID | None = None
     heartbeat_age: timedelta | None = None
     runs_in_hand: int = 0
+    stopping: bool = False
 
     def as_json(self) -> dict[str, Any]:
         """The same as JSON has it, the age in seconds."""

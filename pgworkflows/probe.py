@@ -8,21 +8,21 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Self
 
-from pgworkflows.worker import Worker
+from pgworkflows.supervised import Asked
 
 DEFAULT_PORT = 8081
 
 
 class Probe:
-    """Answers GET /live and GET /ready with 200 or 503, and the worker's health as JSON, for the length of a with
-    statement around `run_forever`.
+    """Answers GET /live and GET /ready with 200 or 503, and the health of a worker or a supervisor as JSON, for the
+    length of a with statement around `run_forever`.
 
     Live is a worker whose threads run, also while the database is away: to restart it would not help. Ready is one that
     is registered, has beaten within its lease, and is not stopping. `host` "" is every address of the machine, port 0
     any free one; `port` is then the one it has.
     """
 
-    def __init__(self, worker: Worker, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> None:
+    def __init__(self, worker: Asked, *, host: str = "127.0.0.1", port: int = DEFAULT_PORT) -> None:
         class Handler(_Handler):
             asked = worker
 
@@ -42,7 +42,7 @@ class Probe:
 
 
 class _Handler(BaseHTTPRequestHandler):
-    asked: Worker
+    asked: Asked
     timeout = 5  # seconds for a request to be sent whole
 
     def do_GET(self) -> None:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 DEFAULT_THREADS = 16
 DEFAULT_MAX_RUNS = 512
+DEFAULT_GRACE = "30s"
 SIGNALS_EVERY_S = 0.25
 
 
@@ -47,7 +48,7 @@ class Worker:
         max_runs: int = DEFAULT_MAX_RUNS,
         lease: Duration = "30s",
         poll_interval: Duration = "1s",
-        grace: Duration = "30s",
+        grace: Duration = DEFAULT_GRACE,
     ) -> None:
         self._engine = engine
         self._queues = None if queues is None else _checked_queues(queues)

@@ -100,7 +100,7 @@ FLOORS: Mapping[str, set[str]] = {
         "crew",
         "worker",
     },
-    "5 edges": {"__main__", "cli", "contrib", "otel", "probe", "testing", "ui"},
+    "5 edges": {"__main__", "cli", "contrib", "otel", "probe", "supervised", "supervisor", "testing", "ui"},
 }
 ROOMS = {room: number for number, rooms in enumerate(FLOORS.values()) for room in rooms}
 NAMES = [*FLOORS]
@@ -126,6 +126,7 @@ RULES = [
             "contrib": "a thread that watches the files of a Django project while it is developed",
             "calls": "a lock: a call ends in its pool's thread, or in the alarm's when its time is up",
             "healthcheck": "a thread: a server that does not answer keeps that, and not the probe that asks",
+            "supervised": "a thread: it tells how it is beside a worker that has the main thread",
             "probe": "a thread: it answers beside a worker that has the main thread",
             "wrapping": "a lock: both an execution's last thread and the one that stops the worker leave it",
         },

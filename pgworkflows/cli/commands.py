@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "migrate": ("upkeep:migrate", "Bring pgworkflows' tables up to date."),
     "start": ("start:start", "Start a run."),
+    "worker": ("working:worker", "Execute runs until SIGTERM or Ctrl-C."),
     "status": ("watching:status", "Show whether all is well, and what is unfinished."),
     "prune": ("upkeep:prune", "Delete finished runs."),
     "grant": ("upkeep:grant", "Let database roles be a client, a worker, a reader."),

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -13,14 +11,13 @@ import click
 from flask import current_app
 from flask.cli import AppGroup
 
+from pgworkflows.cli.working import options_given, options_of_a_worker, work
 from pgworkflows.contrib.flask.state import engine_of, worker_options
 from pgworkflows.contrib.tables import table
 from pgworkflows.errors import WorkflowEngineError
 from pgworkflows.healthcheck import Health
 from pgworkflows.migrate import plan
-from pgworkflows.probe import Probe
 from pgworkflows.runs import RunStatus, WorkflowRun
-from pgworkflows.worker import Worker
 
 
 class Commands(AppGroup):
@@ -38,25 +35,14 @@ commands = Commands("pgworkflows", help="Execute, look at and steer the workflow
 
 
 @commands.command()
-@click.option("--queue", "queues", multiple=True, help="A queue to serve; may be given again. Default: all.")
-@click.option("--threads", type=int, help="How many step functions are called at once.")
-@click.option("--max-runs", type=int, help="How many runs are in hand at once.")
-@click.option("--lease", help="How long without a sign of life until the worker counts as dead.")
-@click.option("--poll-interval", help="How often it looks for runs when nothing wakes it.")
-@click.option("--grace", help="How long steps may go on once it is told to stop.")
-@click.option("--probe", metavar="[HOST:]PORT", help="Answer GET /live and /ready there.")
-def worker(queues: tuple[str, ...], probe: str | None, **options: Any) -> None:
-    """Execute runs until SIGTERM or SIGINT."""
-    given = {name: value for name, value in {"queues": queues or None, **options}.items() if value is not None}
-    made = engine_of(current_app).worker(**worker_options(current_app, **given))
-    if not logging.getLogger().handlers:
-        # An application that sets up logging is left alone; a worker that says nothing is no use.
-        logging.basicConfig(format="%(asctime)s %(levelname)s %(message)s")
-        logging.getLogger("pgworkflows").setLevel(logging.INFO)
-    with ExitStack() as stack:
-        if probe is not None:
-            stack.enter_context(_probe(made, probe))
-        made.run_forever()
+@options_of_a_worker
+def worker(probe: str | None, processes: int | None, **options: Any) -> None:
+    """Execute runs until SIGTERM or Ctrl-C.
+
+    With --processes a supervisor begins processes that die anew, and SIGHUP replaces all of them, one after the other.
+    """
+    engine = engine_of(current_app)
+    work(engine.worker, probe=probe, processes=processes, **worker_options(current_app, **options_given(options)))
 
 
 @commands.command()
@@ -159,16 +145,6 @@ def migrate(only_plan: bool) -> None:
         click.echo(f"{'would apply' if only_plan else 'applied'} {migration.name}")
     if not found:
         click.echo("nothing to apply")
-
-
-def _probe(made: Worker, address: str) -> Probe:
-    host, _, port = address.rpartition(":")
-    if not port.isdecimal():
-        raise click.BadParameter(f"{address!r} is no port, nor host:port", param_hint="--probe")
-    try:
-        return Probe(made, host=host or "127.0.0.1", port=int(port))
-    except (OSError, OverflowError) as error:
-        raise click.ClickException(f"the probe cannot listen on {address}: {error}") from error
 
 
 def _about(health: Health) -> Iterator[str]:

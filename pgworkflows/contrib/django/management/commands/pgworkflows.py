@@ -18,6 +18,7 @@ from pgworkflows.contrib.django.reloading import run_with_reloading
 from pgworkflows.errors import WorkflowEngineError
 from pgworkflows.migrate import migrate, plan
 from pgworkflows.runs import UNFINISHED, RunStatus, WorkflowRun
+from pgworkflows.supervised import Reports
 
 LONGEST_CELL = 100
 
@@ -87,7 +88,8 @@ class Command(BaseCommand):
                     f"database {found.alias!r} lacks {missing}: run manage.py migrate first; if that has nothing to "
                     f"apply, since another SCHEMA was migrated, run manage.py pgworkflows migrate"
                 )
-            worker.run_forever()
+            with Reports(worker):
+                worker.run_forever()
 
         if djangos.DEBUG if options["reload"] is None else options["reload"]:
             run_with_reloading(run, worker.stop)

@@ -1,0 +1,359 @@
+"""`pgworkflows worker` in processes of its own: one, or several under a supervisor that is told to stop, killed, hung
+up and told to begin anew, while runs go on."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+from waiting import until
+from working import ROOT, rows, value
+
+from pgworkflows import WorkflowClient
+
+APPLICATION = """
+import os, sys
+sys.path.insert(0, {programs!r})
+import stories
+from pgworkflows import WorkflowEngine
+
+stories.url = os.environ["DATABASE_URL"]
+engine = WorkflowEngine(workflows=stories.WORKFLOWS)
+"""
+
+
+class Command:
+    """`pgworkflows worker …`, and what it says."""
+
+    def __init__(self, process: subprocess.Popen[bytes], log: Path, url: str) -> None:
+        self.process = process
+        self._log = log
+        self._url = url
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def await_words(self, words: str) -> None:
+        until(lambda: re.search(words, self.said()), f"it says {words!r}")
+
+    def workers(self) -> set[int]:
+        """The processes whose workers are registered."""
+        return {pid for (pid,) in rows(self._url, "select pid from pgworkflows.workers")}
+
+    def await_workers(self, number: int) -> set[int]:
+        return until(lambda: found if len(found := self.workers()) == number else set(), f"{number} workers live")
+
+    def send(self, number: int) -> None:
+        self.process.send_signal(number)
+
+    def end(self) -> int:
+        """Its exit status, once it has ended."""
+        return self.process.wait(30)
+
+
+class Shop:
+    """An application in a folder of its own: `app:engine`, with the stories of tests/programs."""
+
+    def __init__(self, url: str, folder: Path) -> None:
+        self.url = url
+        self.folder = folder
+        self.module = folder / "app.py"
+        self.module.write_text(APPLICATION.format(programs=str(ROOT / "tests" / "programs")))
+        rows(
+            url,
+            "create table public.calls (n bigint generated always as identity, run_id uuid, step_id text, "
+            "attempt integer, pid integer); create table public.gates (name text primary key)",
+        )
+
+    @contextmanager
+    def work(self, *options: str, stdin: int = subprocess.DEVNULL, **variables: str) -> Generator[Command]:
+        """A worker of this application; whatever is left of it is killed at the end."""
+        log = self.folder / f"{len(list(self.folder.iterdir()))}.log"
+        with log.open("w") as output:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "pgworkflows", "worker", "app:engine", *options],
+                cwd=self.folder,
+                env={**os.environ, "DATABASE_URL": self.url, **variables},
+                stdin=stdin,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+        command = Command(process, log, self.url)
+        try:
+            yield command
+        finally:
+            begun = children(process.pid)
+            process.kill()
+            process.wait()
+            for pid in begun:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+
+    def start(self, steps: list[str], *, gated: list[str] | None = None, number: int = 1) -> None:
+        with WorkflowClient(self.url) as client:
+            client.start_workflows("story", [{"steps": steps, "gated": gated or []}] * number)
+
+    def open_gate(self, name: str) -> None:
+        rows(self.url, "insert into public.gates values (%s)", name)
+
+    def callers(self, step_id: str) -> list[int]:
+        """The processes that have called a step."""
+        return [pid for (pid,) in rows(self.url, "select pid from calls where step_id = %s order by n", step_id)]
+
+    def statuses(self) -> set[str]:
+        return {status for (status,) in rows(self.url, "select distinct status from pgworkflows.runs")}
+
+
+@pytest.fixture
+def shop(database_url: str, tmp_path: Path) -> Shop:
+    return Shop(database_url, tmp_path)
+
+
+def children(pid: int) -> set[int]:
+    """The processes that a process has begun."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return {int(word) for word in found.stdout.split()}
+
+
+def ask(port: str, path: str) -> tuple[int, Any]:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+            return answer.status, json.load(answer)
+    except urllib.error.HTTPError as error:
+        return error.code, json.load(error)
+
+
+def free_port() -> str:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        return str(taken.getsockname()[1])
+
+
+def test_a_worker_that_is_killed_is_begun_anew_and_its_run_goes_on(shop: Shop) -> None:
+    port = free_port()
+    with shop.work("--processes", "2", "--probe", port) as command:
+        before = command.await_workers(2)
+        assert command.process.pid not in before
+        until(lambda: ask(port, "/ready")[0] == 200, "it is ready")
+        assert {*ask(port, "/live")[1]["processes"]} == before
+        shop.start(["one", "two"], gated=["one"])
+        [victim] = until(lambda: shop.callers("one"), "the step begins")
+        os.kill(victim, signal.SIGKILL)
+        until(lambda: len(shop.callers("one")) == 2, "the step begins elsewhere")
+        shop.open_gate("one")
+        until(lambda: shop.statuses() == {"completed"}, "the run completes")
+        until(lambda: len(command.workers() - {victim}) == 2, "another is there")
+        until(lambda: ask(port, "/ready")[0] == 200, "all are ready again")
+        assert command.said().count(f"worker process {victim} was ended by SIGKILL; another starts in 0.1 s") == 1
+        command.send(signal.SIGTERM)
+        assert command.end() == 0
+    assert command.workers() == set()
+    assert "2 worker processes are told to stop" in command.said()
+
+
+def test_workers_end_gracefully_when_their_supervisor_is_killed(shop: Shop) -> None:
+    with shop.work("--processes", "2") as command:
+        command.await_workers(2)
+        shop.start(["one", "two"], gated=["one"])
+        until(lambda: shop.callers("one"), "the step begins")
+        command.send(signal.SIGKILL)
+        until(lambda: command.said().count("is stopping") == 2, "both are stopping")
+        shop.open_gate("one")
+        until(lambda: command.workers() == set(), "both have signed off")
+    # Nothing of it was lost, nor is it called twice.
+    assert (shop.statuses(), len(shop.callers("one"))) == ({"pending"}, 1)
+
+
+def test_a_stop_under_load_loses_nothing_and_repeats_nothing(shop: Shop) -> None:
+    steps = [f"step-{n}" for n in range(20)]
+    with shop.work("--processes", "2") as command:
+        command.await_workers(2)
+        shop.start(steps, number=30)
+        until(lambda: len(shop.callers("step-3")) > 3, "they are at work")
+        command.send(signal.SIGINT)
+        assert command.end() == 0
+    assert command.workers() == set()
+    assert "running" not in shop.statuses()
+    with shop.work() as command:
+        until(lambda: shop.statuses() == {"completed"}, "all runs complete")
+    assert value(shop.url, "select count(*) from calls") == value(
+        shop.url, "select count(*) from (select distinct run_id, step_id from calls) as calls"
+    )
+    assert value(shop.url, "select count(*) from calls") == 600
+
+
+def test_hangup_replaces_workers_one_after_the_other_by_those_of_the_code_of_today(shop: Shop) -> None:
+    with shop.work("--processes", "2") as command:
+        before = command.await_workers(2)
+        shop.module.write_text("1 / 0\n" + shop.module.read_text())
+        command.send(signal.SIGHUP)
+        command.await_words("the new worker process .* ended with status 2 before it was ready: the others stay")
+        assert command.workers() == before
+        shop.module.write_text(shop.module.read_text().removeprefix("1 / 0\n"))
+        shop.start(["one"], gated=["one"])
+        until(lambda: shop.callers("one"), "the step begins")
+        shop.open_gate("one")
+        command.send(signal.SIGHUP)
+        seen: list[set[int]] = []
+
+        def replaced() -> bool:
+            seen.append(command.workers())
+            return len(seen[-1]) == 2 and not seen[-1] & before
+
+        until(replaced, "both are replaced")
+        assert {len(each) for each in seen} <= {2, 3}
+        assert len(shop.callers("one")) == 1
+        command.send(signal.SIGTERM)
+        assert command.end() == 0
+
+
+def test_a_module_that_cannot_be_imported_ends_the_supervisor_and_shows_the_place(shop: Shop) -> None:
+    shop.module.write_text("import os\n\nengine = 1 / 0\n")
+    with shop.work("--processes", "3") as command:
+        assert command.end() == 2
+    assert command.said().count("ZeroDivisionError: division by zero") == 2  # with the lines, and in words
+    assert f'File "{shop.module}", line 3, in <module>' in command.said()
+    assert "pgworkflows/" not in command.said()
+    assert "Error: the module app failed: ZeroDivisionError" in command.said()
+
+
+def test_a_worker_that_dies_again_and_again_is_begun_ever_more_seldom(shop: Shop) -> None:
+    shop.module.write_text("import os, signal\nos.kill(os.getpid(), signal.SIGSEGV)\n")
+    with shop.work("--processes", "2") as command:
+        until(lambda: command.said().count("SIGSEGV") >= 4, "it has died four times")
+        pauses = [float(each) for each in re.findall(r"another starts in ([\d.]+) s", command.said())]
+        assert pauses[3] >= 0.4
+        command.send(signal.SIGTERM)
+        assert command.end() == 0
+    assert "Fatal Python error" not in command.said()
+
+
+def test_at_a_terminal_control_c_is_for_the_supervisor_who_lets_steps_end(shop: Shop) -> None:
+    """A step that does not end holds it up, until a second Ctrl-C, or the end of the terminal."""
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.chdir(shop.folder)
+        os.environ["DATABASE_URL"] = shop.url
+        os.execv(sys.executable, [sys.executable, "-m", "pgworkflows", "worker", "app:engine", "--processes", "1"])
+    try:
+        said = Terminal(terminal)
+        until(lambda: rows(shop.url, "select 1 from pgworkflows.workers"), "a worker is there")
+        shop.start(["one", "two"], gated=["one"])
+        until(lambda: shop.callers("one"), "the step begins")
+        os.write(terminal, b"\x03")
+        said.await_words("is stopping, with 1 runs in hand")
+        assert os.waitpid(pid, os.WNOHANG) == (0, 0)
+        os.write(terminal, b"\x03")
+        said.await_end()
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        os.close(terminal)
+    assert rows(shop.url, "select 1 from pgworkflows.workers") == []
+    assert (shop.statuses(), "Traceback" in said.text) == ({"pending"}, False)
+
+
+class Terminal:
+    """What comes out of a pseudo-terminal."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+        self.text = ""
+
+    def _read(self) -> bool:
+        try:
+            self.text += os.read(self._descriptor, 65536).decode()
+        except OSError:  # the last process that has it open has ended
+            return False
+        return True
+
+    def await_words(self, words: str) -> None:
+        while words not in self.text:
+            assert self._read(), self.text
+
+    def await_end(self) -> None:
+        while self._read():
+            pass
+
+
+def test_one_that_stands_still_is_killed_by_the_third_signal_and_the_exit_status_tells(shop: Shop) -> None:
+    with shop.work("--processes", "1") as command:
+        [pid] = command.await_workers(1)
+        os.kill(pid, signal.SIGSTOP)
+
+        def is_killed() -> bool:
+            command.send(signal.SIGTERM)
+            return "was ended by SIGKILL" in command.said()
+
+        until(is_killed, "it is killed")
+        assert command.end() == 1
+
+
+class Systemd:
+    """The socket of systemd's, and what comes there."""
+
+    def __init__(self, folder: Path) -> None:
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.address = str(folder / "notify")
+        self._socket.bind(self.address)
+        self._socket.settimeout(20)
+        self.heard: list[list[str]] = []
+
+    def await_words(self, word: str) -> None:
+        while not self.heard or word not in self.heard[-1]:
+            self.heard.append(self._socket.recv(4096).decode().splitlines())
+
+    def close(self) -> None:
+        self._socket.close()
+
+
+@pytest.fixture
+def systemd(tmp_path: Path) -> Generator[Systemd]:
+    found = Systemd(tmp_path)
+    yield found
+    found.close()
+
+
+@pytest.mark.parametrize("options", [[], ["--processes", "2"]], ids=["one process", "supervised"])
+def test_systemd_hears_when_it_is_ready_and_that_it_lives_and_stops(
+    shop: Shop, systemd: Systemd, options: list[str]
+) -> None:
+    with shop.work(*options, NOTIFY_SOCKET=systemd.address, WATCHDOG_USEC="1000000") as command:
+        systemd.await_words("READY=1")
+        assert len(command.workers()) == (2 if options else 1)
+        assert all("READY=1" not in each for each in systemd.heard[:-1])
+        for _ in range(2):
+            systemd.heard.clear()
+            systemd.await_words("WATCHDOG=1")
+        shop.start(["one"], gated=["one"])
+        until(lambda: shop.callers("one"), "the step begins")
+        command.send(signal.SIGTERM)
+        systemd.await_words("STOPPING=1")
+        assert command.process.poll() is None
+        shop.open_gate("one")
+        assert command.end() == 0
+    assert shop.statuses() == {"completed"}
+
+
+def test_a_worker_that_systemds_watchdog_misses_is_ended_and_says_where_it_hung(shop: Shop, systemd: Systemd) -> None:
+    fifo = shop.folder / "fifo"
+    os.mkfifo(fifo)
+    with shop.work("--processes", "2", NOTIFY_SOCKET=systemd.address, WATCHDOG_USEC="3000000") as command:
+        systemd.await_words("READY=1")
+        with WorkflowClient(shop.url) as client:
+            client.start_workflow("holder", str(fifo))
+        [pid] = until(lambda: shop.callers("hold"), "the step begins")
+        command.await_words(f"worker process {pid} says nothing any more: it is ended")
+        command.await_words(f"worker process {pid} was ended by SIGABRT; another starts")
+        assert "in hold_the_lock_of_python" in command.said()
