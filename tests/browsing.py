@@ -10,14 +10,20 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import threading
-from collections.abc import Callable, Generator, Sequence
+import traceback
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from socketserver import ThreadingMixIn
+from typing import TYPE_CHECKING, Any, Self
+from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from playwright.sync_api import Browser, BrowserContext, Dialog, Page, sync_playwright
-from werkzeug.serving import make_server
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, sync_playwright
+
+if TYPE_CHECKING:
+    from _typeshed.wsgi import WSGIApplication
 
 ROOT = Path(__file__).parents[1]
 SCREENSHOTS = ROOT / "screenshots"
@@ -48,7 +54,7 @@ class Visitor:
         self.site = site
         self.complaints: list[str] = []
         context.set_default_timeout(15_000)
-        context.on("console", lambda said: self._mind(said.type in ("error", "warning"), f"console: {said.text}"))
+        context.on("console", self._hear)
         context.on("weberror", lambda failed: self.complaints.append(f"script: {failed.error}"))
         context.on("request", lambda request: self._mind(not self._is_of_the_site(request.url), f"asks {request.url}"))
         context.on(
@@ -104,6 +110,11 @@ class Visitor:
         if kind is None and self.complaints:
             raise AssertionError("the browser minds:\n" + "\n".join(self.complaints))
 
+    def _hear(self, said: ConsoleMessage) -> None:
+        # A site's icon is looked for at its root, which is not always that of the pages in question.
+        if said.type in ("error", "warning") and not said.location["url"].endswith("/favicon.ico"):
+            self.complaints.append(f"console: {said.text}")
+
     def _dismiss(self, dialog: Dialog) -> None:
         self.complaints.append(f"dialog: {dialog.message}")
         dialog.dismiss()
@@ -151,16 +162,30 @@ def running(path: str) -> Generator[Chromium]:
         yield Chromium(browser)
 
 
+class Server(ThreadingMixIn, WSGIServer):
+    """A thread for each request; closed when all have ended."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Browsers connect ahead of what they ask, and let go in the middle."""
+        if not isinstance(sys.exception(), OSError):
+            traceback.print_exc()
+
+
+class Handler(WSGIRequestHandler):
+    timeout = 20
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing of each request."""
+
+
 @contextmanager
-def served(app: Callable[..., Any]) -> Generator[str]:
+def served(app: WSGIApplication) -> Generator[str]:
     """A WSGI application on a port of its own, in threads: its address."""
-    server = make_server("127.0.0.1", 0, app, threaded=True)
-    thread = threading.Thread(target=server.serve_forever, name="site under test")
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join(20)
-        server.server_close()
-        assert not thread.is_alive()
+    with make_server("127.0.0.1", 0, app, Server, Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,), name="site under test")
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()

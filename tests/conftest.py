@@ -167,11 +167,13 @@ def make_directory() -> Iterator[Callable[[], Path]]:
 
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Chromium]:
-    """A browser for the tests of one file. While it runs, this thread counts as one with an event loop."""
+    """A browser for the tests of one file. While it runs this thread counts as one with an event loop, where Django
+    would refuse to ask the database."""
     from browsing import find_chromium, running
 
     path = find_chromium()
     if path is None:
         pytest.skip("no Chromium: install Debian's package chromium, or name one in PGWORKFLOWS_CHROMIUM")
-    with running(path) as browser:
+    with pytest.MonkeyPatch.context() as patch, running(path) as browser:
+        patch.setenv("DJANGO_ALLOW_ASYNC_UNSAFE", "true")
         yield browser
