@@ -328,17 +328,18 @@ class TestARunThatIsLetGoOf:
         return Execution(run, workflow("plan")(work), logging.getLogger("under test"))
 
     class Interrupted(dict[str, Execution]):
-        """Another thread comes between a look and what follows it."""
+        """Another thread comes between the first look and what follows it."""
 
         def __init__(self, meanwhile: Callable[[], object]) -> None:
             super().__init__()
-            self._meanwhile = meanwhile
+            self._others = [Thread(target=meanwhile)]
 
         def get(self, key: str, default: Any = None) -> Any:
             found = super().get(key, default)
-            other = Thread(target=self._meanwhile)
-            other.start()
-            other.join(0.2)  # or it waits until the look is over
+            while self._others:  # who comes in between looks, too
+                other = self._others.pop()
+                other.start()
+                other.join(0.2)  # or it waits until the look is over
             return found
 
     def test_may_be_dropped_with_all_the_others_at_the_same_moment(self) -> None:
