@@ -1,4 +1,4 @@
-"""What workers do all the time reads as many rows as it writes, also where its plan was made while nothing was there."""
+"""What workers do all the time reads as many rows as it writes, whatever was there when its plan was made."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.direct("looks at the statistics of one session")
 
 RUNS = 400
 READ_PER_RUN = 12
-"""Index entries that may be read for one run. One that is found by its id costs one or two; by its worker, all of them."""
+"""Index entries that may be read for one run. Found by its id it costs one or two; by its worker, all of them."""
 PLANNED = 7
 """How many times a statement is executed until PostgreSQL keeps its plan: five, and then it thinks it over."""
 

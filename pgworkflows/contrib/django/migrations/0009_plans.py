@@ -4,5 +4,5 @@ from pgworkflows.contrib.django.operations import Apply
 
 
 class Migration(migrations.Migration):
-    dependencies = [("pgworkflows", "0007_roles")]
-    operations = [Apply("0008_plans")]
+    dependencies = [("pgworkflows", "0008_inspection")]
+    operations = [Apply("0009_plans")]
