@@ -75,6 +75,10 @@ class NotAllowed(ConfigurationError):
     """The database user lacks a privilege."""
 
 
+class ConnectionLost(ConfigurationError):
+    """The connection ended under a statement, which may have been carried out or not."""
+
+
 class Unavailable(Exception):
     """The server, the connection or a resource is away: the same statement may be sent again, after a pause."""
 
@@ -277,6 +281,20 @@ class Database:
             self._left_behind.append(own)
 
 
+class Reads:
+    """Runs statements that only read: once more, on another connection, when the first was lost under one. An idle
+    connection that has ended is found out before; behind a pooler, only by its use."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+
+    def fetch(self, sql: str, params: Params) -> list[Row]:
+        try:
+            return self._database.fetch(sql, params)
+        except ConnectionLost:
+            return self._database.fetch(sql, params)
+
+
 def _take(pool: Pool, database: Database) -> Connection:
     """A connection of a pool that was given, which itself would find out only by its use that one has broken."""
     while True:
@@ -328,7 +346,7 @@ def explained(error: psycopg.Error, *, lost: bool = False) -> Exception:
         case _ if error.sqlstate is not None and error.sqlstate[:2] in {"22", "54"}:
             found = SerializationError(f"PostgreSQL refused a value ({reason})")
         case _ if lost:
-            found = ConfigurationError(
+            found = ConnectionLost(
                 f"the connection to PostgreSQL was lost ({reason}): the call may have been carried out or not; a start "
                 "or an event with an idempotency_key can be repeated safely"
             )

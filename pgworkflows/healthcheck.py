@@ -114,7 +114,7 @@ class HealthOperations(Operations):
 
     def get_backlog(self) -> list[Backlog]:
         """What is unfinished, by queue and workflow."""
-        return [_backlog(*row) for row in self._store.get_backlog(self._database)]
+        return [_backlog(*row) for row in self._store.get_backlog(self._reads)]
 
     @property
     def _lanes(self) -> Mapping[str, str]:

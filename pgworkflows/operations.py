@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 from uuid import UUID
 
 from pgworkflows.borrowed import borrowed
-from pgworkflows.database import Database, Executor
+from pgworkflows.database import Database, Executor, Reads
 from pgworkflows.errors import WorkflowEngineError, WorkflowRunNotFoundError
 from pgworkflows.limits import quoted
 from pgworkflows.store import Store
@@ -23,6 +23,11 @@ class Operations:
 
     def _executor(self, connection: Any) -> Executor:
         return self._database if connection is None else borrowed(connection)
+
+    @property
+    def _reads(self) -> Executor:
+        """For what changes nothing."""
+        return Reads(self._database)
 
     def _joins(self, connection: Any) -> bool:
         """Whether a call is part of a transaction that its caller ends."""

@@ -27,7 +27,7 @@ class ReadOperations(Operations):
     def get_run(self, run_id: RunId, *, resource_id: str | None = None) -> WorkflowRun:
         """A run as it is now. Raises WorkflowRunNotFoundError."""
         key = run_key(run_id)
-        run = self._store.get_run(self._database, key, optional_name(resource_id, "resource_id"))
+        run = self._store.get_run(self._reads, key, optional_name(resource_id, "resource_id"))
         if run is None:
             raise not_found(key, resource_id)
         return run
@@ -35,7 +35,7 @@ class ReadOperations(Operations):
     def get_steps(self, run_id: RunId, *, resource_id: str | None = None) -> list[StepRecord]:
         """The steps a run has reached, in order. Raises WorkflowRunNotFoundError."""
         key = run_key(run_id)
-        steps = self._store.get_steps(self._database, key, optional_name(resource_id, "resource_id"))
+        steps = self._store.get_steps(self._reads, key, optional_name(resource_id, "resource_id"))
         if steps is None:
             raise not_found(key, resource_id)
         return steps
@@ -45,7 +45,7 @@ class ReadOperations(Operations):
         Raises WorkflowRunNotFoundError."""
         key = run_key(run_id)
         found = self._store.check_progress(
-            self._database, key, optional_name(resource_id, "resource_id"), self._known_steps
+            self._reads, key, optional_name(resource_id, "resource_id"), self._known_steps
         )
         if found is None:
             raise not_found(key, resource_id)
@@ -89,7 +89,7 @@ class ReadOperations(Operations):
         newer = ending_before is not None
         given = ending_before if newer else starting_after
         cursor = None if given is None else read_cursor(given)
-        found = self._store.get_runs(self._database, wanted, cursor=cursor, newer=newer, limit=limit + 1)
+        found = self._store.get_runs(self._reads, wanted, cursor=cursor, newer=newer, limit=limit + 1)
         beyond, items = len(found) > limit, found[:limit]
         if newer:
             items.reverse()
@@ -118,7 +118,7 @@ class ReadOperations(Operations):
         deadline = None if limit_s is None else time.monotonic() + limit_s
         pause_s = FIRST_POLL_S
         while True:
-            status = self._store.get_status(self._database, key)
+            status = self._store.get_status(self._reads, key)
             if status is None:
                 raise not_found(key, None)
             if status.finished:

@@ -75,12 +75,12 @@ class ScheduleOperations(Operations):
 
     def get_schedules(self) -> list[Schedule]:
         """The schedules of all workflows, by workflow."""
-        return [self._schedule(text) for (text,) in self._fetch_schedules("get_schedules", (None, None), None)]
+        return [self._schedule(text) for (text,) in self._found_schedules(None)]
 
     def get_schedule(self, workflow: WorkflowRef[Any, Any] | str) -> Schedule:
         """The schedule of a workflow. Raises WorkflowNotFoundError if it has none."""
         workflow_id = _key(workflow)
-        rows = self._fetch_schedules("get_schedules", (workflow_id, workflow_id), None)
+        rows = self._found_schedules(workflow_id)
         if not rows:
             raise _not_found(workflow_id)
         return self._schedule(rows[0][0])
@@ -93,6 +93,9 @@ class ScheduleOperations(Operations):
 
     def _schedule(self, text: str) -> Schedule:
         return schedule_from_json(text, self._store.payloads)
+
+    def _found_schedules(self, workflow_id: str | None) -> list[tuple[Any, ...]]:
+        return self._reads.fetch(statement("get_schedules", self.schema), (workflow_id, workflow_id))
 
     def _fetch_schedules(self, name: str, params: tuple[object, ...], connection: Any) -> list[tuple[Any, ...]]:
         return self._executor(connection).fetch(statement(name, self.schema), params)

@@ -48,11 +48,22 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
                 self.execute(_SET_UP_TRANSACTION, self._settings)
                 cursor = self.execute(sql.encode(), params)
                 self.execute("commit")
-        except BaseException:
-            if not self.closed:
-                self.rollback()
+        except BaseException as error:
+            if not self.closed and not self._rolled_back():
+                self.close()
+                if isinstance(error, psycopg.Error) and isinstance(error.__context__, psycopg.Error):
+                    raise error.__context__ from None
             raise
         return cursor
+
+    def _rolled_back(self) -> bool:
+        """Whether it can be used again. When the session ends under a pipeline the driver hears why, and does not read
+        on to the end; its next error is about the pipeline."""
+        try:
+            self.rollback()
+        except psycopg.Error:
+            return False
+        return True
 
     @contextmanager
     def together(self) -> Generator[None]:

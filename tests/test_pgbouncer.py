@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing, suppress
 from functools import partial
 
@@ -145,6 +146,35 @@ def test_a_statement_that_fails_leaves_the_connection_usable(url: str) -> None:
             with pytest.raises(UnicodeEncodeError):  # in the client, with half of the transaction sent
                 conn.run("select %s::text", ("\ud800",))
             assert conn.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
+
+
+def end_a_session_that_waits(url: str) -> None:
+    waiting = "select pid from pg_stat_activity where wait_event_type = 'Lock' and datname = current_database()"
+    [(pid,)] = until(lambda: rows(url, waiting), "a statement waits")
+    assert value(url, "select pg_terminate_backend(%s, 5000)", pid)
+
+
+def test_a_statement_whose_session_ends_says_why_and_closes_the_connection(url: str, direct_url: str) -> None:
+    rows(direct_url, "create table public.held as select 1 as x")
+    with connect(direct_url) as holder, connect(url) as conn, ThreadPoolExecutor(1) as threads:
+        with holder.transaction():
+            holder.execute("lock table public.held")
+            waiting = threads.submit(conn.run, "select x from public.held", ())
+            end_a_session_that_waits(direct_url)
+            with pytest.raises(psycopg.errors.AdminShutdown):
+                waiting.result(20)
+        assert conn.closed
+
+
+def test_waiting_for_a_run_goes_on_when_a_session_ends(engine: WorkflowEngine, direct_url: str) -> None:
+    run = engine.start_workflow(double, 4)
+    with connect(direct_url) as holder, ThreadPoolExecutor(1) as threads:
+        with holder.transaction():
+            holder.execute("lock table pgworkflows.runs in access exclusive mode")
+            waiting = threads.submit(engine.wait_for_run, run.id, timeout=30)
+            end_a_session_that_waits(direct_url)
+        with working(engine, poll_interval="100 ms"):
+            assert waiting.result(30).output == 8
 
 
 def test_a_locked_row_is_waited_for_as_long_as_the_lock_timeout_says(url: str, direct_url: str) -> None:
