@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
@@ -100,6 +101,60 @@ def test_after_an_outage_everybody_has_the_time_to_come_back() -> None:
     back = [peer(8), peer(8, worker_id="b", has_lock=False, locked=False)]
     for number in range(60):
         assert watch.look(away if number < 28 else back, 200.0 + number * STEP_S) == []
+
+
+def dead_among(looks: Callable[[int], Peer], outages: Callable[[int], bool]) -> float | None:
+    """How long it was watched until it is found dead, half a second a look, with an outage before some looks."""
+    watch = PeerWatch()
+    for number in range(400):
+        if outages(number):
+            watch.interrupt()
+        if watch.look([looks(number)], 100.0 + number * STEP_S):
+            return number * STEP_S
+    return None
+
+
+@pytest.mark.parametrize("has_lock", [True, False])
+@pytest.mark.parametrize("every", [5, 8, 29, 31])
+def test_outages_that_come_again_and_again_do_not_keep_a_dead_worker_alive(has_lock: bool, every: int) -> None:
+    """Each outage costs the look that comes after it, and the silence is watched without a gap."""
+    gone = peer(7, has_lock=has_lock, locked=False, lapsed=True)
+    dead_after = dead_among(lambda _: gone, lambda number: number % every == 0)
+    assert dead_after is not None
+    assert PATIENCE_S <= dead_after <= PATIENCE_S * every / (every - 1) + STEP_S + SILENCE_S
+
+
+@pytest.mark.parametrize("sign", ["beat", "lock"])
+def test_a_worker_that_shows_itself_in_time_lives_through_any_number_of_outages(sign: str) -> None:
+    def shown(number: int) -> Peer:
+        times, now = divmod(number, 28)
+        return peer(times if sign == "beat" else 7, locked=sign == "lock" and now == 0)
+
+    assert dead_among(shown, lambda number: number % 6 == 0) is None
+
+
+def test_an_outage_long_after_another_is_waited_for_in_full() -> None:
+    """A worker without a lock may be silent for its lease, through the one and into the other."""
+    watch = PeerWatch()
+    watch.interrupt()
+    for number in range(50):
+        assert watch.look([peer(7, has_lock=False, locked=False)], 100.0 + number * STEP_S) == []
+    watch.interrupt()
+    lapsed = peer(7, has_lock=False, locked=False, lapsed=True)
+    dead_at = [at for at in (125.0 + number * STEP_S for number in range(60)) if watch.look([lapsed], at)]
+    assert dead_at[0] == 125.0 + PATIENCE_S
+
+
+def test_a_worker_that_was_silent_with_its_lock_is_waited_for_after_an_outage() -> None:
+    """Its step held the GIL before the outage, which took its lock."""
+    watch = PeerWatch()
+    for number in range(50):
+        assert watch.look([peer(7)], 100.0 + number * STEP_S) == []
+    watch.interrupt()
+    dead_at = [
+        at for at in (125.0 + number * STEP_S for number in range(60)) if watch.look([peer(7, locked=False)], at)
+    ]
+    assert dead_at[0] == 125.0 + PATIENCE_S
 
 
 def test_a_worker_without_a_lock_is_dead_when_its_lease_has_run_out() -> None:
