@@ -39,7 +39,7 @@ from pgworkflows import RunStatus, WorkflowClient, claims, migrate
 
 pytestmark = [
     pytest.mark.timeout(300),
-    pytest.mark.direct("its processes keep notes in sessions of their own, with prepared statements"),
+    pytest.mark.direct("it kills at single statements, and behind a pooler they go in pipelines"),
 ]
 
 PROGRAM = ROOT / "tests" / "programs" / "crashing.py"

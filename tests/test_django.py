@@ -288,6 +288,7 @@ def test_code_that_changes_is_loaded_anew_between_two_steps(shop_url: str, tmp_p
 # Django's connections around steps ----------------------------------------------------------------------------------
 
 
+@pytest.mark.direct("looks at the sessions of connections")
 @pytest.mark.parametrize(("max_age", "steps"), [("0", 1000), ("600", 10_000)])
 def test_steps_leave_no_connection_behind(shop_url: str, max_age: str, steps: int) -> None:
     """Each step asks for the process that serves its connection; four threads call them."""

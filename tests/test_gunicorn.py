@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bouncing import pooled
 from pages import blocks
 from waiting import until
 from working import rows, value
@@ -111,9 +112,13 @@ class Shop:
             "DATABASE_URL": url,
             "SHOP_BIND": "127.0.0.1:0",
         }
+        if pooled():
+            self.environment["FLASK_SQLALCHEMY_ENGINE_OPTIONS"] = '{"connect_args": {"prepare_threshold": null}}'
 
     def use(self, driver: str) -> None:
         """Let SQLAlchemy have another driver than the shop says."""
+        if driver != "psycopg":
+            self.environment.pop("FLASK_SQLALCHEMY_ENGINE_OPTIONS", None)  # no other driver prepares by itself
         self.environment["FLASK_SQLALCHEMY_DATABASE_URI"] = self.url.replace("postgresql://", f"postgresql+{driver}://")
 
     def run(self, *command: str) -> subprocess.CompletedProcess[str]:

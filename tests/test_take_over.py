@@ -134,10 +134,10 @@ class TestABusyProcess:
         self, client: WorkflowClient, processes: WorkerProcesses, database_url: str, tmp_path: Path
     ) -> None:
         """It holds Python's global lock for longer than the silence after which a process that is gone counts as dead.
-        Its session holds the worker's advisory lock: it lives."""
+        Its session holds the worker's advisory lock: it lives. Behind a pooler it lives for its lease."""
         gate = tmp_path / "gate"
         os.mkfifo(gate)
-        busy = processes.start()
+        busy = processes.start(lease="30s")
         busy_id = busy.await_registration()
         run = client.start_workflow("holder", str(gate))
         until(lambda: processes.calls(run.id), "it is in its step")
