@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Generator, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from pgworkflows.commands import Command, ScheduleContext, Step, StepContext
@@ -88,7 +89,7 @@ def _replayed(workflow: Workflow[Any, Any], past: History, value: Any) -> tuple[
         mailbox=(),
         as_of=BEFORE_ALL,
         trail=trail,
-        encode_output=lambda output: workflow.output_codec.encode(output, "the output of the workflow"),
+        encode_output=partial(workflow.output_codec.encode, what="the output of the workflow"),
         workflow_id=past.workflow_id,
         run_id=past.run_id,
     )
