@@ -313,6 +313,13 @@ def test_steps_leave_no_connection_behind(shop_url: str, max_age: str, steps: in
     assert used == steps if max_age == "0" else used <= 4
 
 
+def test_asking_for_health_leaves_no_connection_behind(shop_url: str) -> None:
+    connection.close()
+    assert engine().health().ok
+    left = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+    until(lambda: value(shop_url, left) == 0, "the connection of the thread that asked is closed")
+
+
 # Commands -----------------------------------------------------------------------------------------------------------
 
 
@@ -328,7 +335,7 @@ def test_runs_are_listed_and_shown(shop_url: str) -> None:
     failed = start_workflow("ship", {"order": 0}, resource_id="nobody", idempotency_key="k")
     engine().worker().run_until_idle("20s")
     head, newest, oldest = printed("runs").splitlines()
-    assert head.split() == ["RUN", "WORKFLOW", "STATUS", "STEP", "CREATED"]
+    assert head.split() == ["RUN", "WORKFLOW", "STATUS", "STEP", "AGE", "ERROR"]
     assert newest.split()[:4] == [str(failed.id), "ship", "failed", "pack"]
     assert oldest.split()[1:4] == ["ship", "completed", "mark-shipped"]
     for filters in (["--status", "failed"], ["--resource", "nobody"], ["--limit", "1"]):
@@ -352,7 +359,7 @@ def test_runs_are_cancelled_retried_and_pruned(shop_url: str) -> None:
         call_command("pgworkflows", "cancel", str(first.id))
     assert printed("retry", str(first.id)) == f"run {first.id} is pending\n"
     assert printed("prune", "--older-than", "1 day") == "0 runs deleted\n"
-    until(lambda: printed("prune", "--older-than", "0.01 s") == "1 runs deleted\n", "the cancelled one is old enough")
+    until(lambda: printed("prune", "--older-than", "0.01 s") == "1 run deleted\n", "the cancelled one is old enough")
     assert [run.id for run in engine().get_runs().items] == [first.id]
 
 
@@ -361,17 +368,19 @@ def test_the_status_tells_of_workers_and_of_what_is_unfinished(shop_url: str) ->
     start_workflow("ship", {"order": 0}, delay="1 hour", queue="later")
     with working(engine()):
         engine().wait_for_run(engine().get_runs(limit=2).items[1].id, timeout="20s")
-        workers, unfinished = printed("status").split("\n\n")
+        workers = printed("workers")
+        about, unfinished = printed("status").split("\n\n")
     assert workers.splitlines()[1].split()[2:4] == [str(os.getpid()), "default,mail"]
-    assert [line.split() for line in unfinished.splitlines()] == [
-        ["QUEUE", "WORKFLOW", "STATUS", "RUNS"],
-        ["later", "ship", "pending", "1"],
+    assert "workers   1 live" in about.splitlines()
+    assert [line.split()[:5] for line in unfinished.splitlines()] == [
+        ["QUEUE", "WORKFLOW", "READY", "RUNNING", "LATER"],
+        ["later", "ship", "0", "0", "1"],
     ]
 
 
 def test_migrations_are_planned_and_applied_without_djangos_record(empty_database_url: str) -> None:
     with pointed_at(empty_database_url):
-        assert printed("migrate", "--plan").splitlines() == [f"missing {name}" for name in NAMES]
+        assert printed("migrate", "--plan").splitlines() == [f"would apply {name}" for name in NAMES]
         assert printed("migrate").splitlines() == [f"applied {name}" for name in NAMES]
         assert printed("migrate", "--plan") == "nothing to apply\n"
         call_command("migrate", verbosity=0)
@@ -382,7 +391,11 @@ def test_a_command_goes_to_the_database_it_names(shop_url: str, empty_database_u
     with pointed_at(shop_url, empty_database_url):
         call_command("migrate", database="other", verbosity=0)
         assert len(printed("runs").splitlines()) == 2
-        assert len(printed("runs", "--database", "other").splitlines()) == 1
+        for words in (["runs", "--database", "other"], ["--database", "other", "runs"]):
+            assert len(printed(*words).splitlines()) == 1
+        assert printed("schedules", "--database", "other") == printed("--database", "other", "schedules")
+        with pytest.raises(CommandError, match="workflow 'ship' has no schedule"):
+            printed("schedules", "pause", "ship", "--database", "other")
 
 
 # Models -------------------------------------------------------------------------------------------------------------

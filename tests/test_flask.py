@@ -529,7 +529,7 @@ def test_the_commands_show_and_steer(shell: Shell, database_url: str) -> None:
         engine.cancel_workflow(kept.id)
         assert shell.run("prune", "--older-than", "1 microsecond").stdout == "2 runs deleted\n"
         gone = shell.run("show", str(kept.id))
-        assert (gone.exit_code, gone.stderr) == (1, f"Error: run {kept.id} was not found\n")
+        assert (gone.exit_code, gone.stderr) == (4, f"Error: run {kept.id} was not found\n")
 
 
 def test_the_command_that_shows_a_run_shows_its_steps(form: Form) -> None:
@@ -553,6 +553,6 @@ def test_the_command_that_migrates_says_what_it_does(tmp_path: Path, empty_datab
     planned = shell.run("migrate", "--plan").stdout.splitlines()
     assert planned[0] == "would apply 0001_initial"
     status = shell.run("status")
-    assert (status.exit_code, "schema    not migrated" in status.stdout) == (1, True)
+    assert (status.exit_code, "schema    not migrated" in status.stdout) == (3, True)
     assert shell.run("migrate").stdout.splitlines() == [line.replace("would apply", "applied") for line in planned]
     assert shell.run("migrate").stdout == "nothing to apply\n"

@@ -12,14 +12,29 @@ if TYPE_CHECKING:
     from pgworkflows.client import WorkflowClient
 
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "migrate": ("upkeep:migrate", "Bring pgworkflows' tables up to date."),
-    "start": ("start:start", "Start a run."),
     "worker": ("working:worker", "Execute runs until SIGTERM or Ctrl-C."),
+    "migrate": ("upkeep:migrate", "Bring pgworkflows' tables up to date."),
     "status": ("watching:status", "Show whether all is well, and what is unfinished."),
+    "stuck": ("watching:stuck", "List runs that nothing will move, why, and what to do about it."),
+    "workers": ("watching:workers", "List the workers, also those that have died and were not missed yet."),
+    "schedules": ("schedules:schedules", "List schedules; pause, resume or trigger one."),
+    "runs": ("listing:runs", "List runs, the newest first."),
+    "show": ("listing:show", "Show a run and its steps, what it waits for, and what would end that."),
+    "start": ("start:start", "Start a run."),
+    "trigger": ("steering:trigger", "Send an event to a run."),
+    "pause": ("steering:pause", "Pause pending, running and waiting runs."),
+    "resume": ("steering:resume", "Let paused runs go on."),
+    "cancel": ("steering:cancel", "End unfinished runs, and their children."),
+    "retry": ("steering:retry", "Let failed and cancelled runs go on after their last completed steps."),
+    "fast-forward": (
+        "steering:fast_forward",
+        "Complete the waits that runs are in: for events, timers, polls, a pause step.",
+    ),
     "prune": ("upkeep:prune", "Delete finished runs."),
+    "export": ("upkeep:export", "Print the history of a run as JSON, for check_replay."),
     "grant": ("upkeep:grant", "Let database roles be a client, a worker, a reader."),
     "revoke": ("upkeep:revoke", "Take from a database role all that it was granted."),
-    "export": ("upkeep:export", "Print the history of a run as JSON, for check_replay."),
+    "ui": ("dashboard:ui", "Serve the dashboard, for a browser."),
 }
 """The module in pgworkflows.cli and the name in it, and the first sentence of the command's help."""
 

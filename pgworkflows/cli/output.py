@@ -22,7 +22,7 @@ from pgworkflows.history import StepStatus
 from pgworkflows.runs import RunStatus
 
 GAP = "  "
-NARROWEST = 12
+NARROWEST = 8
 """A column is not cut to less than this."""
 STYLES: Mapping[str, str] = {
     "pending": "dim",
@@ -43,9 +43,15 @@ def console(*, stderr: bool = False) -> Console:
     return Console(stderr=stderr, markup=False, highlight=False, emoji=False)
 
 
-def say(text: str = "", style: str | None = None) -> None:
+def say(text: str = "", style: str | None = None, *, stderr: bool = False) -> None:
     """Print a line that holds no line break; a terminal wraps it."""
-    _print(Text(cleaned(text), style=style or ""))
+    _print(Text(cleaned(text), style=style or ""), stderr=stderr)
+
+
+def hint(text: str) -> None:
+    """Tell who sits before a terminal what else could be done."""
+    if console().is_terminal:
+        say(text, "dim", stderr=True)
 
 
 def print_json(value: Any) -> None:
@@ -53,35 +59,37 @@ def print_json(value: Any) -> None:
     click.echo(json.dumps(value, default=_plain))
 
 
-def print_table(head: Sequence[str], rows: Iterable[Sequence[object]], *, cut: Iterable[str] = ()) -> None:
+def print_table(
+    head: Sequence[str], rows: Iterable[Sequence[object]], *, cut: Iterable[str] = (), stderr: bool = False
+) -> None:
     """Print rows under their headings. The columns in `cut` may be shortened to fit a terminal."""
     cells = [[shown(value) for value in row] for row in rows]
     titles = [Text(title, style="bold") for title in head]
     widths = [max(cell.cell_len for cell in column) for column in zip(titles, *cells, strict=True)]
-    found = console()
+    found = console(stderr=stderr)
     if found.is_terminal:
         widths = _fitted(widths, [title in set(cut) for title in head], found.width)
     if found.is_terminal and _total(widths) > found.width:
         for number, row in enumerate(cells):
             if number:
-                say()
-            print_details(zip(head, row, strict=True))
+                say(stderr=stderr)
+            print_details(zip(head, row, strict=True), stderr=stderr)
         return
     for line in (titles, *cells):
-        _print(_joined(line, widths))
+        _print(_joined(line, widths), stderr=stderr)
 
 
-def print_details(pairs: Iterable[tuple[str, object]]) -> None:
+def print_details(pairs: Iterable[tuple[str, object]], *, stderr: bool = False) -> None:
     """Print names and values, a line each, without those that are None. Long values go on in further lines."""
     known = [(name, shown(value)) for name, value in pairs if value is not None]
     indent = max((len(name) for name, _ in known), default=0) + len(GAP)
-    found = console()
+    found = console(stderr=stderr)
     width = max(found.width - indent, NARROWEST) if found.is_terminal else None
     for name, value in known:
         pieces = [value] if width is None else value.wrap(found, width, overflow="fold")
         for number, piece in enumerate(pieces or [value]):
             label = name.lower() if number == 0 else ""
-            _print(Text(f"{label:<{indent}}", style="bold").append_text(piece))
+            _print(Text.assemble((f"{label:<{indent}}", "bold"), piece), stderr=stderr)
 
 
 def shown(value: object) -> Text:
@@ -130,8 +138,8 @@ def _joined(line: Iterable[Text], widths: Iterable[int]) -> Text:
     return joined
 
 
-def _print(line: Text) -> None:
-    console().print(line, soft_wrap=True)
+def _print(line: Text, *, stderr: bool = False) -> None:
+    console(stderr=stderr).print(line, soft_wrap=True)
 
 
 def _plain(value: object) -> Any:

@@ -26,12 +26,15 @@ Exit status:
 def _connect(ctx: click.Context) -> WorkflowClient:
     from pgworkflows.client import WorkflowClient  # it imports the driver
 
-    client = WorkflowClient(ctx.params.get("url"), schema=ctx.params["schema"])
+    if ctx.resilient_parsing and ctx.params["url"] is None:
+        raise click.UsageError("no database is named")  # to complete a word, no server is started
+    client = WorkflowClient(ctx.params["url"], schema=ctx.params["schema"])
     ctx.call_on_close(client.close)
     return client
 
 
 @click.group(
+    "pgworkflows",
     cls=Commands,
     connect=_connect,
     epilog=EXIT_STATUSES,

@@ -7,12 +7,13 @@ from typing import Any
 import click
 
 from pgworkflows.cli.commands import current_client
+from pgworkflows.cli.completion import complete_workflows
 from pgworkflows.cli.options import read_json
 from pgworkflows.cli.output import json_option, print_json, say
 
 
 @click.command()
-@click.argument("workflow", metavar="WORKFLOW")
+@click.argument("workflow", metavar="WORKFLOW", shell_complete=complete_workflows)
 @click.option("--input", "input_", metavar="JSON", callback=read_json, help="JSON, @FILE, or - for standard input.")
 @click.option("--resource", "resource_id", metavar="ID", help="Whom the run belongs to.")
 @click.option("--key", "idempotency_key", metavar="KEY", help="A second start with this key brings the first's run.")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import click
+from rich.text import Text
 
 from pgworkflows.cli.commands import current_client
 from pgworkflows.cli.exits import Exit
 from pgworkflows.cli.output import json_option, print_details, print_json, print_table, say
+from pgworkflows.cli.wording import age
+from pgworkflows.inspection import Inspector
 
 
 @click.command()
@@ -46,3 +49,71 @@ def status(min_workers: int, max_lag: str | None, as_json: bool) -> None:
             )
     if not health.ok:
         raise click.exceptions.Exit(Exit.REFUSED if usable else Exit.DATABASE)
+
+
+@click.command()
+@json_option
+def workers(as_json: bool) -> None:
+    """List the workers, also those that have died and were not missed yet."""
+    found = Inspector(current_client()).get_workers()
+    if as_json:
+        print_json(found)
+        return
+    rows = [
+        (
+            each.id,
+            each.hostname,
+            each.pid,
+            ",".join(each.queues),
+            len(each.workflows),
+            each.runs_in_hand,
+            age(each.started_at),
+            age(each.heartbeat_at),
+            ("asleep" if each.asleep else "awake") if each.live else Text("silent", style="bold red"),
+        )
+        for each in found
+    ]
+    head = ("WORKER", "HOST", "PID", "QUEUES", "WORKFLOWS", "RUNS", "AGE", "HEARTBEAT", "STATE")
+    print_table(head, rows, cut=("HOST", "QUEUES"))
+
+
+@click.command()
+@click.option(
+    "--waits-older-than",
+    metavar="DURATION",
+    default="7 days",
+    show_default=True,
+    help="Pauses, and waits for events without a deadline, count from this age on.",
+)
+@click.option(
+    "--steps-longer-than", metavar="DURATION", default="1 hour", show_default=True, help="So do steps under way."
+)
+@click.option(
+    "--lag-over", metavar="DURATION", default="1 minute", show_default=True, help="So do runs that are ready or due."
+)
+@json_option
+def stuck(waits_older_than: str, steps_longer_than: str, lag_over: str, as_json: bool) -> None:
+    """List runs that nothing will move, why, and what to do about it.
+
+    Exit status 1 if there are any.
+    """
+    found = Inspector(current_client()).get_stuck(
+        waits_older_than=waits_older_than, steps_longer_than=steps_longer_than, lag_over=lag_over
+    )
+    if as_json:
+        print_json(found)
+    for number, each in enumerate([] if as_json else found):
+        if number:
+            say()
+        print_details(
+            [
+                ("stuck", each.explanation),
+                ("since", each.since),
+                ("remedy", each.remedy),
+                *(("run", run_id) for run_id in each.examples),
+            ]
+        )
+    if found:
+        raise click.exceptions.Exit(Exit.REFUSED)
+    if not as_json:
+        say("nothing is stuck")

@@ -55,6 +55,15 @@ def duration(length: timedelta) -> str:
     return " ".join(part for part in parts if not part.startswith("0 "))
 
 
+def age(at: datetime, now: datetime | None = None) -> str:
+    """How long ago that was, in one unit."""
+    passed_s = int(((now or datetime.now(UTC)) - at).total_seconds())
+    for size, unit in _UNITS:
+        if passed_s >= size:
+            return f"{passed_s // size} {unit}"
+    return "now"
+
+
 def payload(value: Any, longest: int = LONGEST_PAYLOAD) -> str:
     """A JSON value in one line, cut where it is long."""
     text = json.dumps(value, ensure_ascii=False)

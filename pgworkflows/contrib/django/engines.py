@@ -14,6 +14,7 @@ from pgworkflows.contrib.django import conf, discovery, routing
 from pgworkflows.contrib.django.connections import DjangoConnections
 from pgworkflows.database import Connection, Database, Params, Row, connect, conninfo_of
 from pgworkflows.engine import WorkflowEngine
+from pgworkflows.healthcheck import Health
 from pgworkflows.worker import Worker
 
 
@@ -73,6 +74,13 @@ class DjangoEngine(WorkflowEngine):
             named = {workflow.queue for workflow in self.registered.values()}
             options["queues"] = {"default"} | named | discovery.task_queues()
         return super().worker(**options)
+
+    def _ask(self) -> Health:
+        """Django's connection is the thread's, and this is asked in a thread of its own, which ends."""
+        try:
+            return super()._ask()
+        finally:
+            connections[self.alias].close()
 
 
 def engine(using: str | None = None) -> DjangoEngine:

@@ -1,0 +1,31 @@
+"""The command that serves the dashboard. Needs the extra `ui`."""
+
+from __future__ import annotations
+
+from functools import partial
+from importlib import import_module
+
+import click
+
+from pgworkflows.cli.commands import current_client
+from pgworkflows.cli.exits import Failure
+from pgworkflows.cli.output import say
+
+
+@click.command()
+@click.option("--host", default="127.0.0.1", show_default=True, help="The address to listen on.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8080, show_default=True, help="The port.")
+@click.option("--actions", is_flag=True, help="Let whoever can reach it change runs, too.")
+def ui(host: str, port: int, actions: bool) -> None:
+    """Serve the dashboard, for a browser.
+
+    It asks nobody who they are: let it listen where only you can reach it, or mount it in an application that asks.
+    """
+    try:
+        serving = import_module("pgworkflows.ui.serving")
+    except ImportError as error:
+        raise Failure(f"{error}; the dashboard comes with pip install 'pgworkflows[ui]'") from error
+    try:
+        serving.serve(current_client(), host=host, port=port, actions=actions, say=partial(say, stderr=True))
+    except OSError as error:
+        raise Failure(f"the dashboard cannot listen on {host}:{port}: {error.strerror or error}") from error

@@ -1,0 +1,220 @@
+"""The command line as real processes: piped, and in a terminal of any width."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import re
+import resource
+import struct
+import subprocess
+import sys
+import termios
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+from cli_story import ESCAPES, Story
+from conftest import Databases
+from rich.cells import cell_len
+from working import value
+
+PROGRAM = [sys.executable, "-m", "pgworkflows"]
+SCRIPT = Path(sys.executable).with_name("pgworkflows")
+SGR = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@pytest.fixture(scope="module")
+def story(databases: Databases, migrated_template: str) -> Iterator[Story]:
+    with databases.fresh(migrated_template) as url:
+        yield Story(url)
+
+
+def environment(url: str | None, **variables: str) -> dict[str, str]:
+    kept = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "LINES", "NO_COLOR", "TERM"}}
+    return {**kept, **({} if url is None else {"DATABASE_URL": url}), "TERM": "xterm-256color", **variables}
+
+
+def piped(url: str | None, *words: object, **variables: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*PROGRAM, *map(str, words)],
+        env=environment(url, **variables),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+class Terminal:
+    """A process whose standard streams are a terminal."""
+
+    def __init__(self, url: str, *words: object, width: int = 80, **variables: str) -> None:
+        self._mine, theirs = pty.openpty()
+        fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, width, 0, 0))
+        self.process = subprocess.Popen(
+            [*PROGRAM, *map(str, words)],
+            env=environment(url, **variables),
+            stdin=theirs,
+            stdout=theirs,
+            stderr=theirs,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+        os.close(theirs)
+        self._seen = b""
+
+    def type(self, text: str) -> None:
+        os.write(self._mine, text.encode())
+
+    def shows(self, text: str) -> None:
+        """Wait until it has shown this."""
+        while text not in self._seen.decode(errors="replace"):
+            assert self._read(), f"{text!r} is not in {self._seen!r}"
+
+    def rest(self) -> str:
+        """All that it has shown, once it has ended."""
+        while self._read():
+            pass
+        self.process.wait(30)
+        os.close(self._mine)
+        return self._seen.decode().replace("\r\n", "\n")
+
+    def _read(self) -> bool:
+        try:
+            more = os.read(self._mine, 65536)
+        except OSError:  # it has ended
+            return False
+        self._seen += more
+        return bool(more)
+
+
+@cache
+def shown(story: Story, *words: object, width: int = 80, **variables: str) -> str:
+    """What a terminal of a width gets to see of a command that succeeds."""
+    terminal = Terminal(story.url, *words, width=width, **variables)
+    seen = terminal.rest()
+    assert terminal.process.returncode == 0, seen
+    return seen
+
+
+# Terminals ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_nothing_is_wider_than_the_terminal(story: Story, width: int) -> None:
+    for words in (["runs"], ["show", story.failed]):
+        lines = SGR.sub("", shown(story, *words, width=width)).splitlines()
+        assert max(map(cell_len, lines)) <= width
+        assert not [each for each in ESCAPES if each in "\n".join(lines)]
+
+
+def test_a_narrow_terminal_gets_a_block_for_each_row_and_a_wide_one_the_table(story: Story) -> None:
+    assert SGR.sub("", shown(story, "runs", width=200)).startswith("RUN  ")
+    narrow = SGR.sub("", shown(story, "runs", width=40))
+    assert narrow.startswith("run       ")
+    ids = ["".join(line[10:] for line in block.splitlines()[:2]) for block in narrow.split("\n\n")]
+    assert str(story.failed) in ids
+
+
+def test_statuses_have_colours_in_a_terminal_unless_no_color_is_set(story: Story) -> None:
+    assert "\x1b[1;31mfailed" in shown(story, "runs")
+    assert not re.search(r"\x1b\[[0-9;]*3[0-9]", shown(story, "runs", NO_COLOR="1"))
+
+
+def test_a_question_is_answered_at_the_terminal(databases: Databases, migrated_template: str) -> None:
+    with databases.fresh(migrated_template) as url:
+        story = Story(url)
+        terminal = Terminal(url, "cancel", "--workflow", "sign-up")
+        terminal.shows("2 runs would be cancelled. Go on? [y/N]:")
+        terminal.type("y\n")
+        assert "2 runs cancelled" in terminal.rest()
+        terminal = Terminal(url, "retry", "--resource", "ada")
+        terminal.shows("Go on?")
+        terminal.type("\x03")
+        assert "Aborted!" in terminal.rest()
+        assert terminal.process.returncode == 1
+        assert value(url, "select status from pgworkflows.runs where id = %s", story.waiting) == "cancelled"
+
+
+# Pipes --------------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_cut_and_nothing_else_is_said_in_a_pipe(story: Story) -> None:
+    done = piped(story.url, "runs", "--limit", 2, COLUMNS="20")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert str(story.orphan) in done.stdout
+    assert not {"…", "\x1b"} & set(done.stdout)
+    assert len(done.stdout.splitlines()) == 3
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(story: Story) -> None:
+    for words in ("runs --json", f"show {story.failed} --payloads"):
+        command = f"{sys.executable} -m pgworkflows {words} | (exec <&-; sleep 0.01)"
+        done = subprocess.run(
+            ["sh", "-c", command], env=environment(story.url), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert done.stderr == ""
+
+
+def test_an_encoding_that_lacks_a_character_shows_its_number(story: Story) -> None:
+    done = piped(story.url, "show", story.orphan, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\u2026" in done.stdout
+
+
+# The program --------------------------------------------------------------------------------------------------------
+
+
+def test_the_script_and_the_module_are_the_same_program(story: Story) -> None:
+    helps = [
+        subprocess.run([*program, "--help"], capture_output=True, text=True, check=True).stdout
+        for program in ([str(SCRIPT)], PROGRAM)
+    ]
+    assert helps[0] == helps[1]
+    assert helps[0].startswith("Usage: pgworkflows [OPTIONS]")
+    done = piped(None, "--version")
+    assert done.stdout == "pgworkflows, version 0.1.0\n"
+
+
+def test_the_help_takes_less_than_300_ms() -> None:
+    """Of the processor's time: others may have it as well."""
+
+    def used_s() -> float:
+        used = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return used.ru_utime + used.ru_stime
+
+    before = used_s()
+    subprocess.run([str(SCRIPT), "--help"], capture_output=True, check=True)
+    assert used_s() - before < 0.3
+
+
+def test_the_environment_names_database_and_schema(story: Story) -> None:
+    elsewhere = piped(story.url, "runs", PGWORKFLOWS_SCHEMA="elsewhere")
+    assert elsewhere.returncode == 3
+    assert elsewhere.stderr.startswith("Error: ")
+    named = piped(None, "--url", story.url, "--schema", "pgworkflows", "runs", PGWORKFLOWS_SCHEMA="elsewhere")
+    assert str(story.failed) in named.stdout
+
+
+def test_a_server_that_is_not_there_is_one_line_without_a_traceback() -> None:
+    done = piped("postgresql://nobody@127.0.0.1:1/nothing", "runs")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert re.fullmatch(r"Error: cannot connect to PostgreSQL: .*\n", done.stderr)
+
+
+def test_shells_get_a_script_that_completes(story: Story) -> None:
+    for shell in ("bash", "zsh", "fish"):
+        assert "_pgworkflows_completion" in piped(None, _PGWORKFLOWS_COMPLETE=f"{shell}_source").stdout
+    done = piped(story.url, _PGWORKFLOWS_COMPLETE="zsh_complete", COMP_WORDS="pgworkflows start on", COMP_CWORD="2")
+    assert done.stdout.splitlines() == ["plain", "onboard", "_"]
+
+
+def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
+    hidden = "import sys; sys.modules['click'] = None; from pgworkflows.cli import main; main()"
+    done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == "pgworkflows: the command line needs click and rich: pip install 'pgworkflows[cli]'\n"
