@@ -144,6 +144,9 @@ RULES = [
                 "click",
                 "rich",
                 "typer",
+                "werkzeug",
+                "jinja2",
+                "waitress",
                 "http",
             }
         ),

@@ -1,0 +1,5 @@
+"""`python -m pgworkflows.ui`."""
+
+from pgworkflows.ui.serving import main
+
+main()

@@ -1,0 +1,382 @@
+"""Forms made of a JSON Schema: its fields, what was typed into them, and the JSON value that it means.
+
+A field's name is the path of its value, as JSON Pointer has it. What no field is made for (unions, free objects, deep
+recursion) is typed as JSON. What cannot be read stays in its field, with the reason.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any, TypeAlias, cast
+from urllib.parse import quote
+
+from pgworkflows.ui.wording import pretty
+
+Schema: TypeAlias = Mapping[str, Any]
+Form: TypeAlias = Mapping[str, str]
+
+MAX_DEPTH = 8
+MAX_ITEMS = 200
+MAX_FIELDS = 2000
+ABSENT: Any = object()
+"""No value: a field that was left empty, where its object may do without it."""
+
+
+class Kind(StrEnum):
+    """How a value is typed."""
+
+    GROUP = "group"
+    LIST = "list"
+    TEXT = "text"
+    LONG_TEXT = "long_text"
+    INTEGER = "integer"
+    NUMBER = "number"
+    CHOICE = "choice"
+    DATE = "date"
+    TIME = "time"
+    MOMENT = "moment"
+    JSON = "json"
+
+
+@dataclass
+class Field:
+    """One field, or a group or list of them, with what stands in it."""
+
+    path: tuple[str | int, ...]
+    label: str
+    kind: Kind
+    required: bool
+    nullable: bool = False
+    description: str = ""
+    hint: str = ""
+    text: str = ""
+    choices: Sequence[tuple[str, str]] = ()
+    fields: list[Field] = field(default_factory=list["Field"])
+    errors: list[str] = field(default_factory=list[str])
+    present: bool = True
+    item: Schema = field(default_factory=dict[str, Any], repr=False)
+
+    @property
+    def name(self) -> str:
+        return name_of(self.path)
+
+    @property
+    def anchor(self) -> str:
+        """The name as an id of the page's has it, without blanks."""
+        return quote(self.name, safe="/")
+
+    def walk(self) -> list[Field]:
+        """This field and all below it."""
+        return [self, *(inner for each in self.fields for inner in each.walk())]
+
+
+def name_of(path: Sequence[str | int]) -> str:
+    """A path as JSON Pointer writes it."""
+    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
+
+
+class Reader:
+    """Makes the fields of one schema, and reads them."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._root = schema
+        self._made = 0
+
+    def of_value(self, value: Any) -> Field:
+        """The fields with a JSON value in them, or empty if that is ABSENT."""
+        self._made = 0
+        return self._field(self._root, (), value, required=True, label="")
+
+    def of_form(self, form: Form) -> Field:
+        """The fields with what was typed into them."""
+        self._made = 0
+        return self._typed(self._root, (), form, required=True, label="")
+
+    def add_item(self, top: Field, name: str) -> None:
+        """Lengthen the list of that name by an empty item."""
+        for each in top.walk():
+            if each.name == name and each.kind is Kind.LIST and len(each.fields) < MAX_ITEMS:
+                number, each.present = len(each.fields), True
+                path, label = (*each.path, number), f"{each.label} {number + 1}"
+                each.fields.append(self._field(each.item, path, ABSENT, required=True, label=label))
+
+    # A field of a schema, with a value ------------------------------------------------------------------------------
+
+    def _field(self, schema: Schema, path: tuple[str | int, ...], value: Any, *, required: bool, label: str) -> Field:
+        made = self._bare(schema, path, required=required, label=label)
+        schema, _ = self._resolved(schema)
+        match made.kind:
+            case Kind.GROUP:
+                given = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
+                if set(given) - set(schema["properties"]) or not _is_or_lacks(value, dict):
+                    return self._as_json(made, value)
+                made.present = required or isinstance(value, dict)
+                made.fields = [
+                    self._field(inner, (*path, key), given.get(key, ABSENT), required=_needs(schema, key), label=key)
+                    for key, inner in schema["properties"].items()
+                ]
+            case Kind.LIST:
+                if not _is_or_lacks(value, list):
+                    return self._as_json(made, value)
+                items = cast("list[object]", value) if isinstance(value, list) else []
+                if len(items) > MAX_ITEMS:
+                    return self._as_json(made, value)
+                made.present = required or isinstance(value, list)
+                made.fields = [
+                    self._field(schema["items"], (*path, number), item, required=True, label=f"{label} {number + 1}")
+                    for number, item in enumerate(items)
+                ]
+            case _:
+                text = _text(made.kind, value)
+                if text is None:
+                    return self._as_json(made, value)
+                made.text = text
+        return made
+
+    def _as_json(self, made: Field, value: Any) -> Field:
+        """A value that does not fit its field, to be seen and changed all the same."""
+        made.kind, made.fields, made.choices = Kind.JSON, [], ()
+        made.text = "" if value is ABSENT else pretty(value)
+        return made
+
+    # A field of a schema, with what was typed -----------------------------------------------------------------------
+
+    def _typed(self, schema: Schema, path: tuple[str | int, ...], form: Form, *, required: bool, label: str) -> Field:
+        made = self._bare(schema, path, required=required, label=label)
+        schema, _ = self._resolved(schema)
+        name = made.name
+        if form.get(f"json:{name}") is not None:
+            made.kind, made.choices = Kind.JSON, ()
+        if made.kind in (Kind.GROUP, Kind.LIST):
+            made.present = required or form.get(f"has:{name}") == "1"
+        if made.kind is Kind.GROUP:
+            made.fields = [
+                self._typed(inner, (*path, key), form, required=_needs(schema, key), label=key)
+                for key, inner in schema["properties"].items()
+            ]
+        elif made.kind is Kind.LIST:
+            made.fields = [
+                self._typed(schema["items"], (*path, number), form, required=True, label=f"{label} {number + 1}")
+                for number in range(_count(form, name))
+            ]
+        else:
+            made.text = form.get(f"json:{name}" if made.kind is Kind.JSON else f"f:{name}", "")
+        return made
+
+    # What a schema asks for -----------------------------------------------------------------------------------------
+
+    def _bare(self, schema: Schema, path: tuple[str | int, ...], *, required: bool, label: str) -> Field:
+        schema, nullable = self._resolved(schema)
+        self._made += 1
+        kind, choices = self._kind(schema, path)
+        description, item = schema.get("description"), schema.get("items")
+        return Field(
+            path=path,
+            label=label,
+            kind=kind,
+            required=required,
+            nullable=nullable,
+            description=description if isinstance(description, str) else "",
+            hint=_hint(schema, kind),
+            choices=choices,
+            item=cast(Schema, item) if isinstance(item, Mapping) else {},
+        )
+
+    def _kind(self, schema: Schema, path: tuple[str | int, ...]) -> tuple[Kind, Sequence[tuple[str, str]]]:
+        values = schema.get("enum", [schema["const"]] if "const" in schema else None)
+        if isinstance(values, list):
+            return Kind.CHOICE, [(json.dumps(each), _choice(each)) for each in cast("list[object]", values)]
+        if len(path) >= MAX_DEPTH or self._made > MAX_FIELDS:
+            return Kind.JSON, ()
+        match schema.get("type"):
+            case "object" if isinstance(schema.get("properties"), Mapping) and schema["properties"]:
+                return Kind.GROUP, ()
+            case "array" if isinstance(schema.get("items"), Mapping) and schema["items"]:
+                return Kind.LIST, ()
+            case "boolean":
+                return Kind.CHOICE, [("true", "yes"), ("false", "no")]
+            case "integer":
+                return Kind.INTEGER, ()
+            case "number":
+                return Kind.NUMBER, ()
+            case "string":
+                return _TEXTS.get(schema.get("format", ""), _long(schema)), ()
+            case _:
+                return (Kind.TEXT if _is_decimal(schema) else Kind.JSON), ()
+
+    def _resolved(self, schema: Schema) -> tuple[Schema, bool]:
+        """A schema without its reference, and without null as an alternative; whether it had that."""
+        nullable = False
+        for _ in range(MAX_DEPTH * 2):
+            reference, options = schema.get("$ref"), schema.get("anyOf")
+            if isinstance(reference, str):
+                rest = {name: value for name, value in schema.items() if name != "$ref"}
+                schema = {**self._definition(reference), **rest}
+            elif isinstance(options, list):
+                others = [each for each in cast("list[Schema]", options) if each.get("type") != "null"]
+                if len(others) == len(cast("list[Schema]", options)) or len(others) != 1:
+                    return schema, nullable or len(others) < len(cast("list[Schema]", options))
+                nullable = True
+                schema = {**others[0], **{name: value for name, value in schema.items() if name != "anyOf"}}
+            else:
+                break
+        return schema, nullable
+
+    def _definition(self, reference: str) -> Schema:
+        found = self._root
+        for part in reference.removeprefix("#/").split("/"):
+            found = found.get(part.replace("~1", "/").replace("~0", "~"), {})
+        return found
+
+
+_TEXTS = {"date": Kind.DATE, "time": Kind.TIME, "date-time": Kind.MOMENT}
+_MARKS = re.compile(r"[+-]?\d+")
+
+
+def _is_decimal(schema: Schema) -> bool:
+    """Whether a number may be written as text, too: then that loses no digit."""
+    options = cast("list[Schema]", schema.get("anyOf", []))
+    return [each.get("type") for each in options] == ["number", "string"]
+
+
+def _is_or_lacks(value: Any, kind: type) -> bool:
+    return value is ABSENT or value is None or isinstance(value, kind)
+
+
+def _long(schema: Schema) -> Kind:
+    return Kind.LONG_TEXT if schema.get("format") == "multi-line" or schema.get("maxLength", 0) > 300 else Kind.TEXT
+
+
+def _choice(value: object) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _hint(schema: Schema, kind: Kind) -> str:
+    """What a value must be, in a few words."""
+    told: list[str] = []
+    if kind is Kind.MOMENT:
+        told.append("like 2026-01-31T14:30:00Z")
+    elif kind is Kind.JSON:
+        told.append("JSON")
+    elif isinstance(schema.get("format"), str) and kind is Kind.TEXT:
+        told.append(schema["format"])
+    told += [words.format(schema[name]) for name, words in _BOUNDS.items() if name in schema]
+    if schema.get("default") not in (None, [], {}, ""):
+        told.append(f"if left out: {json.dumps(schema['default'], ensure_ascii=False)[:80]}")
+    return ", ".join(told)
+
+
+_BOUNDS = {
+    "minimum": "at least {}",
+    "exclusiveMinimum": "more than {}",
+    "maximum": "at most {}",
+    "exclusiveMaximum": "less than {}",
+    "minLength": "at least {} characters",
+    "maxLength": "at most {} characters",
+    "pattern": "matches {}",
+    "minItems": "at least {} items",
+    "maxItems": "at most {} items",
+}
+
+
+def _needs(schema: Schema, key: str) -> bool:
+    return key in schema.get("required", ())
+
+
+def _count(form: Form, name: str) -> int:
+    text = form.get(f"count:{name}", "0")
+    return min(int(text), MAX_ITEMS) if text.isdecimal() and len(text) < 6 else 0
+
+
+def _text(kind: Kind, value: Any) -> str | None:
+    """What stands in a field for a value; None if it cannot."""
+    if value is ABSENT or (value is None and kind is not Kind.JSON):
+        return ""
+    match kind:
+        case Kind.JSON:
+            return pretty(value)
+        case Kind.CHOICE:
+            return json.dumps(value)
+        case Kind.INTEGER | Kind.NUMBER:
+            return json.dumps(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+        case _:
+            return value if isinstance(value, str) else None
+
+
+def value_of(made: Field) -> Any:
+    """The JSON value that was typed; a field that cannot be read gets an error. ABSENT for nothing at all."""
+    if made.kind in (Kind.GROUP, Kind.LIST):
+        if not made.present and not any(each.text.strip() for each in made.walk()):
+            return _empty(made)
+        inner = [(each.path[-1], value_of(each)) for each in made.fields]
+        if made.kind is Kind.LIST:
+            return [None if value is ABSENT else value for _, value in inner]
+        return {key: value for key, value in inner if value is not ABSENT}
+    if not made.text.strip() and not (made.kind in (Kind.TEXT, Kind.LONG_TEXT) and made.text):
+        return _empty(made)
+    try:
+        return _read(made.kind, made.text)
+    except (ValueError, RecursionError) as error:
+        made.errors.append(f"{error}." if str(error) else "This cannot be read.")
+        return ABSENT
+
+
+def _empty(made: Field) -> Any:
+    """What an empty field means: nothing where that is possible, else null, else what pydantic will complain about."""
+    if not made.required:
+        return ABSENT
+    if made.nullable:
+        return None
+    return "" if made.kind in (Kind.TEXT, Kind.LONG_TEXT) else ABSENT
+
+
+def _read(kind: Kind, text: str) -> Any:
+    match kind:
+        case Kind.TEXT | Kind.LONG_TEXT:
+            return text
+        case Kind.INTEGER:
+            if not _MARKS.fullmatch(text.strip()) or len(text) > 400:
+                raise ValueError("This is no whole number")
+            return int(text)
+        case Kind.NUMBER:
+            value = float(text)
+            return int(text) if _MARKS.fullmatch(text.strip()) and len(text) < 400 else value
+        case Kind.CHOICE | Kind.JSON:
+            return parse(text)
+        case _:
+            return text.strip()
+
+
+def parse(text: str) -> Any:
+    """The JSON value in what was typed. Raises ValueError, with the place."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"This is no JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
+    except RecursionError:
+        raise ValueError("This is nested too deeply") from None
+
+
+def remove_item(top: Field, name: str) -> None:
+    """Shorten the list that the item of that name is in."""
+    for each in top.walk():
+        if each.kind is Kind.LIST and name in {item.name for item in each.fields}:
+            each.fields = [item for item in each.fields if item.name != name]
+            for number, item in enumerate(each.fields):
+                item.label = f"{each.label} {number + 1}"
+                for inner in item.walk():
+                    inner.path = (*each.path, number, *inner.path[len(each.path) + 1 :])
+
+
+def place(top: Field, issues: Sequence[Mapping[str, Any]]) -> None:
+    """Put pydantic's complaints at their fields, or at the nearest around, with where they point."""
+    by_path = {each.path: each for each in top.walk()}
+    for issue in issues:
+        where = tuple(issue.get("loc", ()))
+        length = next(length for length in range(len(where), -1, -1) if where[:length] in by_path)
+        beyond = name_of(where[length:])
+        by_path[where[:length]].errors.append(f"{beyond}: {issue['msg']}" if beyond else str(issue["msg"]))

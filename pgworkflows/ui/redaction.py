@@ -1,0 +1,64 @@
+"""What is hidden of payloads, wherever the dashboard shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, TypeAlias, cast
+
+from pgworkflows.limits import quoted
+
+What: TypeAlias = Literal["input", "output", "error", "event"]
+Redact: TypeAlias = Callable[[What, Any], Any] | Iterable[str]
+"""`redact(what, value)` gives what is shown instead of a payload; or names of keys whose values are masked."""
+
+MASK = "•••"
+
+
+class Redaction:
+    """Applies what the application said is to be hidden. What fails hides everything."""
+
+    def __init__(self, redact: Redact | None) -> None:
+        self._hide: Callable[[What, Any], Any] | None
+        if redact is None or callable(redact):
+            self._hide = redact
+        elif isinstance(redact, str):
+            raise TypeError(f"redact must be a function or a list of keys, not one text: [{redact!r}]")
+        else:
+            keys = [*redact]
+            for key in keys:
+                if not isinstance(cast(object, key), str):
+                    raise TypeError(f"redact must be a function or a list of keys; {quoted(key)} is no text")
+            hidden = frozenset(key.casefold() for key in keys)
+            self._hide = lambda _, value: masked(value, hidden)
+
+    def shown(self, what: What, value: Any) -> Any:
+        """A payload as it may be seen; None stays None, for there is nothing in it."""
+        if self._hide is None or value is None:
+            return value
+        try:
+            return self._hide(what, value)
+        except Exception as error:  # whatever it is: what cannot be redacted is not shown
+            return f"(hidden: redact raised {type(error).__name__})"
+
+    def hides(self, what: What, value: Any) -> bool:
+        """Whether something of a payload is hidden."""
+        return bool(self.shown(what, value) != value)
+
+
+def masked(value: Any, keys: frozenset[str]) -> Any:
+    """A JSON value in which the values of some keys, in small letters, are masked, at any depth."""
+    if isinstance(value, dict):
+        items = cast("dict[str, Any]", value).items()
+        return {key: MASK if key.casefold() in keys else masked(inner, keys) for key, inner in items}
+    if isinstance(value, list):
+        return [masked(inner, keys) for inner in cast("list[object]", value)]
+    return value
+
+
+def holds_mask(value: Any) -> bool:
+    """Whether some text in a JSON value is a mask that somebody has sent back."""
+    if isinstance(value, dict):
+        return any(holds_mask(inner) for inner in cast("dict[str, Any]", value).values())
+    if isinstance(value, list):
+        return any(holds_mask(inner) for inner in cast("list[object]", value))
+    return isinstance(value, str) and value == MASK

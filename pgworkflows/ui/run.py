@@ -1,0 +1,64 @@
+"""One run: its timeline to scale, its payloads, what it waits for, and what may be done to it."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from werkzeug.exceptions import BadRequest, NotFound
+from werkzeug.wrappers import Response
+
+from pgworkflows.runs import WorkflowRun
+from pgworkflows.ui.chart import Chart
+from pgworkflows.ui.steering import RUN_ACTIONS, allowed_actions
+from pgworkflows.ui.visit import Visit
+
+ENTRIES = 200
+
+
+def show_run(visit: Visit, run: WorkflowRun) -> Response:
+    """The page of a run; of a long timeline one part."""
+    after = visit.request.args.get("after", "")
+    if after and not (after.isdecimal() and len(after) < 10):
+        raise BadRequest("after is the position of a step, a number.")
+    position = int(after) if after else None
+    timeline = visit.inspector.get_timeline(run.id, limit=ENTRIES, after_position=position)
+    return visit.page(
+        "run.html",
+        run=timeline.run,
+        timeline=timeline,
+        chart=Chart(timeline),
+        allowed=allowed_actions(visit, timeline.run),
+        actions=RUN_ACTIONS,
+        may_start=visit.may("start"),
+        after=position,
+    )
+
+
+def send_payload(visit: Visit, run: WorkflowRun, what: Any) -> Response:
+    """The whole of a run's input, output or error."""
+    return _as_json(visit.dashboard.redaction.shown(what, getattr(run, what)))
+
+
+def send_step_payload(visit: Visit, run: WorkflowRun, position: int, what: Any) -> Response:
+    """The whole of a step's output or error."""
+    entries = visit.inspector.get_timeline(run.id, limit=1, after_position=position - 1).entries
+    if not entries or entries[0].step.position != position:
+        raise NotFound(f"Run {run.id} has no step at position {position}.")
+    return _as_json(visit.dashboard.redaction.shown(what, getattr(entries[0].step, what)))
+
+
+def send_event_payload(visit: Visit, run: WorkflowRun, number: int) -> Response:
+    """The whole of what came with an event that no wait has taken yet."""
+    for event in visit.inspector.get_timeline(run.id, limit=1).events:
+        if event.id == number:
+            return _as_json(visit.dashboard.redaction.shown("event", event.data))
+    raise NotFound(f"Run {run.id} keeps no event {number}; perhaps a wait has taken it.")
+
+
+def _as_json(value: Any) -> Response:
+    try:
+        text = json.dumps(value, ensure_ascii=False, indent=2)
+    except RecursionError:
+        text = json.dumps(value, ensure_ascii=False)
+    return Response(text + "\n", mimetype="application/json")

@@ -1,0 +1,76 @@
+"""The dashboard by itself: `pgworkflows ui`, or `python -m pgworkflows.ui`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from pgworkflows.client import WorkflowClient
+from pgworkflows.ui.dashboard import Dashboard
+
+LOOPBACK = ("localhost", "127.0.0.1", "[::1]")
+THREADS = 8
+
+
+def serve(
+    client: WorkflowClient,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8080,
+    actions: bool = False,
+    say: Callable[[str], object] | None = None,
+    **options: Any,
+) -> None:
+    """Serve a dashboard until SIGTERM or SIGINT. `options` are those of Dashboard; `say` is told where it is, once it
+    answers. Nobody logs in here: whoever reaches the port may look, and with `actions` steer. On this machine's own
+    addresses it answers to its own names only, so that no page of elsewhere can ask for it. Port 0 is any free one.
+    Raises OSError when the address cannot be had."""
+    try:
+        from waitress.server import create_server
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            "to serve the dashboard needs waitress: pip install 'pgworkflows[ui]'", name="waitress"
+        ) from error
+    if host in {"localhost", "127.0.0.1", "::1"}:
+        options.setdefault("trusted_hosts", LOOPBACK)
+    dashboard = Dashboard(client, actions=actions, **options)
+    server: Any = create_server(
+        dashboard, host=host, port=port, threads=THREADS, ident="pgworkflows", clear_untrusted_proxy_headers=True
+    )
+    signal.signal(signal.SIGTERM, _end)
+    if say is not None:
+        at = f"[{host}]" if ":" in host else host
+        # A name may stand for several addresses, which have a socket each.
+        port = server.effective_listen[0][1] if hasattr(server, "effective_listen") else server.effective_port
+        say(f"the dashboard is at http://{at}:{port}/, where it {'acts, too' if actions else 'only shows'}")
+    try:
+        server.run()
+    finally:
+        server.close()
+
+
+def _end(signum: int, frame: object) -> None:  # noqa: ARG001  (as signal calls it)
+    sys.exit(0)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """`python -m pgworkflows.ui`: like `pgworkflows ui`, with nothing but the database in the environment."""
+    from argparse import ArgumentParser
+
+    parser = ArgumentParser(prog="python -m pgworkflows.ui", description="Serve the dashboard.")
+    parser.add_argument("--url", help="the database; default: $DATABASE_URL")
+    parser.add_argument("--schema", default="pgworkflows")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--actions", action="store_true", help="let whoever gets there steer runs")
+    given = parser.parse_args(arguments)
+    with WorkflowClient(given.url, schema=given.schema) as client:
+        serve(
+            client,
+            host=given.host,
+            port=given.port,
+            actions=given.actions,
+            say=lambda text: sys.stderr.write(f"{text}\n"),
+        )

@@ -1,0 +1,173 @@
+"""Starting runs: a form made of the input's schema, the JSON itself where one likes that better, and the same again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from werkzeug.exceptions import BadRequest
+from werkzeug.wrappers import Response
+
+from pgworkflows.definition import WorkflowRef, workflow_ref
+from pgworkflows.engine import WorkflowEngine
+from pgworkflows.errors import InvalidInputError
+from pgworkflows.limits import checked_identifier
+from pgworkflows.runs import WorkflowRun
+from pgworkflows.ui.forms import ABSENT, Field, Kind, Reader, Schema, place, remove_item, value_of
+from pgworkflows.ui.redaction import holds_mask
+from pgworkflows.ui.steering import REFUSALS, refused
+from pgworkflows.ui.visit import Visit
+from pgworkflows.ui.wording import pretty
+
+OPTIONS = {
+    "resource_id": "Resource",
+    "idempotency_key": "Idempotency key",
+    "priority": "Priority",
+    "queue": "Queue",
+    "delay": "Delay",
+}
+
+
+@dataclass(frozen=True)
+class Startable:
+    """A workflow to start; `schema` is its input's JSON Schema, if that is known. `known`: code has declared it."""
+
+    id: str
+    schema: Schema | None
+    known: bool = True
+
+
+def show_form(visit: Visit) -> Response:
+    """The workflows to start, or the form of one, empty or with the input of a run."""
+    workflow_id = visit.request.args.get("workflow", "")
+    if not workflow_id:
+        return visit.page("start_which.html", workflows=_all(visit))
+    found = _startable(visit, workflow_id)
+    origin = visit.request.args.get("from")
+    value, hidden = (ABSENT, False) if origin is None else _input_of(visit, origin)
+    return _page(visit, found, _fields(found, value, as_json=visit.request.args.get("as") == "json"), hidden=hidden)
+
+
+def take_form(visit: Visit) -> Response:
+    """Start a run, or show the form again: longer, shorter, as JSON, or with what is wrong at its fields."""
+    form = visit.request.form
+    found = _startable(visit, form.get("workflow", ""))
+    reader = Reader(found.schema or {})
+    top = reader.of_form(form)
+    verb, _, name = form.get("do", "start").partition(":")
+    match verb:
+        case "add":
+            reader.add_item(top, name)
+        case "remove":
+            remove_item(top, name)
+        case "json" | "fields":
+            top = _switched(found, top, as_json=verb == "json")
+        case "start":
+            return _started(visit, found, top)
+        case _:
+            raise BadRequest("This form does not know that button.")
+    return _page(visit, found, top)
+
+
+def start_again(visit: Visit, run: WorkflowRun) -> Response:
+    """Start another run with the same input, whoever may see it or not."""
+    try:
+        new = visit.client.start_workflow(
+            _known(visit, run.workflow_id),
+            run.input,
+            resource_id=run.resource_id,
+            queue=run.queue,
+            priority=run.priority,
+        )
+    except REFUSALS as refusal:
+        visit.say(refused(refusal), well=False)
+        return visit.go(visit.url("run", run_id=run.id))
+    visit.say(f"Started run {new.id} with the input of run {run.id}.")
+    return visit.go(visit.url("run", run_id=new.id))
+
+
+def _started(visit: Visit, found: Startable, top: Field) -> Response:
+    value = value_of(top)
+    if any(each.errors for each in top.walk()):
+        return _page(visit, found, top, problem="Nothing was started: some fields cannot be read.")
+    if holds_mask(value):
+        return _page(visit, found, top, problem="Nothing was started: replace what is hidden (•••) by what it is.")
+    options = {name: text.strip() for name in OPTIONS if (text := visit.request.form.get(f"option:{name}", "")).strip()}
+    try:
+        run = visit.client.start_workflow(
+            _known(visit, found.id), None if value is ABSENT else value, **_options(options)
+        )
+    except InvalidInputError as error:
+        place(top, error.issues)
+        problem = "Nothing was started: the input does not fit." if error.issues else refused(error)
+        return _page(visit, found, top, problem=problem)
+    except REFUSALS as refusal:
+        return _page(visit, found, top, problem=f"Nothing was started. {refused(refusal)}")
+    visit.say(f"Started run {run.id}.")
+    return visit.go(visit.url("run", run_id=run.id))
+
+
+def _options(given: dict[str, str]) -> dict[str, Any]:
+    """A start's options as the client takes them: a priority may be a number."""
+    priority = given.get("priority")
+    if priority is not None and priority.lstrip("+-").isdecimal() and len(priority) < 10:
+        return {**given, "priority": int(priority)}
+    return dict(given)
+
+
+def _page(visit: Visit, found: Startable, top: Field, *, problem: str = "", hidden: bool = False) -> Response:
+    return visit.page(
+        "start.html",
+        status=422 if problem else 200,
+        workflow=found,
+        top=top,
+        problem=problem,
+        hidden=hidden,
+        options={name: (label, visit.request.form.get(f"option:{name}", "")) for name, label in OPTIONS.items()},
+    )
+
+
+def _fields(found: Startable, value: Any, *, as_json: bool) -> Field:
+    if found.schema is None or as_json:
+        text = "" if value is ABSENT else pretty(value)
+        return Field(path=(), label="Input", kind=Kind.JSON, required=False, hint="JSON", text=text)
+    return Reader(found.schema).of_value(value)
+
+
+def _switched(found: Startable, top: Field, *, as_json: bool) -> Field:
+    """The same input in the other way, or as it was, if it cannot be read."""
+    value = value_of(top)
+    return top if any(each.errors for each in top.walk()) else _fields(found, value, as_json=as_json)
+
+
+def _input_of(visit: Visit, run_id: str) -> tuple[Any, bool]:
+    """The input of a run as this visitor may see it, and whether something of it is hidden."""
+    run = visit.client.get_run(run_id)
+    visit.require("view", run)
+    redaction = visit.dashboard.redaction
+    return redaction.shown("input", run.input), redaction.hides("input", run.input)
+
+
+def _registered(visit: Visit) -> dict[str, WorkflowRef[Any, Any]]:
+    return dict(visit.client.registered) if isinstance(visit.client, WorkflowEngine) else {}
+
+
+def _known(visit: Visit, workflow_id: str) -> WorkflowRef[Any, Any]:
+    """The workflow as its code has it, where this process knows that."""
+    return _registered(visit).get(workflow_id) or workflow_ref(workflow_id)
+
+
+def _all(visit: Visit) -> list[Startable]:
+    declared = {each.id: Startable(each.id, each.input_schema) for each in visit.inspector.get_declared()}
+    registered = {each: Startable(each, None) for each in _registered(visit)}
+    return sorted({**registered, **declared}.values(), key=lambda each: each.id)
+
+
+def _startable(visit: Visit, workflow_id: str) -> Startable:
+    for each in _all(visit):
+        if each.id == workflow_id:
+            return each
+    try:
+        return Startable(checked_identifier(workflow_id, "the workflow id"), None, known=False)
+    except ValueError as error:
+        raise BadRequest(f"{error}.") from None

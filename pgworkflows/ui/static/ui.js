@@ -1,0 +1,190 @@
+// What the pages do more where there is JavaScript: refresh themselves, draw plots, answer keys.
+"use strict";
+
+const byId = (id) => document.getElementById(id);
+
+// Live: the part of a page with the id "live" asks for itself again, while nobody is busy with it.
+
+const OFF = "pgworkflows-live-off";
+const remembered = {
+  get: () => { try { return sessionStorage.getItem(OFF) !== null; } catch { return false; } },
+  set: (off) => { try { off ? sessionStorage.setItem(OFF, "1") : sessionStorage.removeItem(OFF); } catch { /* no storage: for this page only */ } },
+};
+let off = remembered.get();
+
+function busy(part) {
+  const selected = window.getSelection();
+  return part.querySelector("input:checked, details.act[open]") !== null
+    || (part.contains(document.activeElement) && document.activeElement.matches("input, textarea, select"))
+    || (selected !== null && !selected.isCollapsed && part.contains(selected.anchorNode));
+}
+
+let asked = Date.now();
+
+function refresh() {
+  const part = byId("live");
+  if (part === null || !part.dataset.live || off || document.hidden) return;
+  if (Date.now() - asked < 1000 * Number(part.dataset.live) || busy(part)) return;
+  asked = Date.now();
+  htmx.trigger(part, "live");
+  drawPlots();
+}
+
+function showSwitch() {
+  const button = byId("live-switch");
+  if (button === null) return;
+  button.hidden = false;
+  button.setAttribute("aria-pressed", String(!off));
+  button.textContent = off ? "Live: off" : "Live: on";
+}
+
+function toggleLive() {
+  off = !off;
+  remembered.set(off);
+  showSwitch();
+}
+
+// What a refresh must not change: which details are open, where the focus is, which row is meant, how far one has scrolled.
+let kept = null;
+
+function keep() {
+  const active = document.activeElement;
+  kept = {
+    open: new Map([...document.querySelectorAll("#live details[data-key]")].map((each) => [each.dataset.key, each.open])),
+    row: rows().findIndex((row) => row.classList.contains("meant")),
+    focus: byId("live")?.contains(active) ? (active.getAttribute("href") ?? active.getAttribute("aria-label")) : null,
+    left: [...document.querySelectorAll("#live .scroll")].map((each) => each.scrollLeft),
+  };
+}
+
+function restore() {
+  if (kept === null) return;
+  for (const each of document.querySelectorAll("#live details[data-key]")) {
+    if (kept.open.has(each.dataset.key)) each.open = kept.open.get(each.dataset.key);
+  }
+  document.querySelectorAll("#live .scroll").forEach((each, at) => { each.scrollLeft = kept.left[at] ?? 0; });
+  if (kept.row >= 0) rows()[kept.row]?.classList.add("meant");
+  if (kept.focus !== null) {
+    [...document.querySelectorAll("#live a, #live [aria-label]")]
+      .find((each) => (each.getAttribute("href") ?? each.getAttribute("aria-label")) === kept.focus)
+      ?.focus({ preventScroll: true });
+  }
+}
+
+// Rows, for keys.
+
+function rows() {
+  return [...document.querySelectorAll("tr[data-row]")];
+}
+
+function move(by) {
+  const all = rows();
+  if (all.length === 0) return;
+  const now = all.findIndex((row) => row.classList.contains("meant"));
+  const next = all[now < 0 ? (by > 0 ? 0 : all.length - 1) : Math.min(Math.max(now + by, 0), all.length - 1)];
+  all.forEach((row) => row.classList.remove("meant"));
+  next.classList.add("meant");
+  next.scrollIntoView({ block: "nearest" });
+  (next.querySelector("a.id") ?? next.querySelector("a"))?.focus({ preventScroll: true });
+}
+
+const meant = () => document.querySelector("tr.meant");
+const follow = (selector) => document.querySelector(selector)?.click();
+let going = 0;
+
+const KEYS = {
+  "/": () => { byId("search")?.focus(); byId("search")?.select(); },
+  "?": () => follow("header nav a[href$='/help']"),
+  j: () => move(1),
+  k: () => move(-1),
+  x: () => { const box = meant()?.querySelector("input[name=run]"); if (box) box.checked = !box.checked; },
+  n: () => follow("nav.pages a[rel=next]"),
+  p: () => follow("nav.pages a[rel=prev]"),
+  l: () => toggleLive(),
+  g: () => { going = Date.now(); },
+};
+const PLACES = { o: "a.brand", r: "header nav a[href$='/runs']", s: "header nav a[href$='/schedules']" };
+
+document.addEventListener("keydown", (event) => {
+  const typing = event.target.matches("input:not([type=checkbox]), textarea, select, [contenteditable]");
+  if (event.key === "Escape" && typing) event.target.blur();
+  if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
+  const place = Date.now() - going < 1500 ? PLACES[event.key] : undefined;
+  going = 0;
+  if (place !== undefined) {
+    follow(place);
+  } else if (Object.hasOwn(KEYS, event.key)) {
+    KEYS[event.key]();
+  } else {
+    return;
+  }
+  event.preventDefault();
+});
+
+// Plots. Their numbers come from the server; the same stand in a table beside them.
+
+const made = [];
+
+function colour(name) {
+  return getComputedStyle(document.documentElement).getPropertyValue(name).trim();
+}
+
+function plot(place, numbers) {
+  const names = place.dataset.series.split(" ");
+  const width = () => Math.max(200, place.clientWidth);
+  const at = (seconds) => {
+    const text = new Date(seconds * 1000).toISOString();
+    return text.slice(11, 16) === "00:00" ? text.slice(5, 10) : text.slice(11, 16);
+  };
+  const axis = { stroke: colour("--quiet"), grid: { stroke: colour("--line"), width: 1 }, ticks: { stroke: colour("--line"), width: 1 } };
+  const options = {
+    width: width(), height: 150, tzDate: (s) => uPlot.tzDate(new Date(s * 1000), "UTC"),
+    legend: { live: true }, cursor: { y: false, drag: { x: false } },
+    scales: { y: { range: (_, low, high) => [0, Math.max(high, 1) * 1.05] } },
+    axes: [{ ...axis, values: (_, splits) => splits.map(at) }, { ...axis, size: 46 }],
+    series: [{ value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" }, ...names.map((name) => ({
+      label: name.replace("_", " "), stroke: colour(`--${name}`), width: 1.5,
+      points: { show: names.length === 1, size: 4 },
+      value: (_, value) => (value === null || value === undefined ? "–" : String(Math.round(value * 100) / 100)),
+    }))],
+  };
+  const drawn = new uPlot(options, [numbers.at, ...names.map((name) => numbers[name])], place);
+  made.push({ drawn, place, names, width });
+}
+
+async function drawPlots() {
+  const places = [...document.querySelectorAll("[data-plot]")];
+  if (places.length === 0 || typeof uPlot === "undefined") return;
+  const answer = await fetch(places[0].dataset.plot, { headers: { Accept: "application/json" } });
+  if (!answer.ok) return;
+  const numbers = await answer.json();
+  if (made.length === 0) {
+    places.forEach((place) => plot(place, numbers));
+  } else {
+    made.forEach(({ drawn, names }) => drawn.setData([numbers.at, ...names.map((name) => numbers[name])]));
+  }
+}
+
+window.addEventListener("resize", () => made.forEach(({ drawn, width }) => drawn.setSize({ width: width(), height: 150 })));
+
+// The page is there.
+
+document.body.addEventListener("htmx:beforeSwap", keep);
+document.body.addEventListener("htmx:afterSwap", () => { restore(); showTickAll(); });
+
+function showTickAll() {
+  const all = byId("tick-all");
+  if (all !== null) all.hidden = false;
+}
+
+document.addEventListener("change", (event) => {
+  if (event.target.id === "tick-all") {
+    document.querySelectorAll("input[name=run]").forEach((box) => { box.checked = event.target.checked; });
+  }
+});
+
+byId("live-switch")?.addEventListener("click", toggleLive);
+showSwitch();
+showTickAll();
+drawPlots();
+setInterval(refresh, 500);

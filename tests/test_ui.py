@@ -1,0 +1,658 @@
+"""The dashboard's pages and actions, asked through WSGI, against a real database."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import date
+from enum import Enum
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlencode
+from uuid import UUID, uuid4
+
+import pytest
+from pydantic import BaseModel, Field
+from visiting import Browser, Element, cells, fields_of, read
+from werkzeug.test import Client
+from working import rows, value, working
+
+from pgworkflows import RunStatus, Step, Steps, Workflow, WorkflowClient, WorkflowEngine, workflow
+from pgworkflows.ui import Dashboard
+
+
+class Size(Enum):
+    SMALL = "S"
+    LARGE = "L"
+
+
+class Line(BaseModel):
+    sku: str
+    count: int = Field(1, ge=1, description="How many of them")
+
+
+class Order(BaseModel):
+    customer: str
+    express: bool = False
+    size: Size = Size.SMALL
+    kind: Literal["gift", "own"] | None = None
+    due: date | None = None
+    lines: list[Line] = []
+    price: float | None = None
+    extra: dict[str, Any] = {}
+
+
+def boom(text: str) -> None:
+    raise ValueError(text)
+
+
+@workflow("order")
+def order(step: Step, input: Order) -> Steps[Any]:
+    yield step.run("charge", lambda: {"card": "4242", "amount": 3})
+    if input.express:
+        yield step.run("courier", str)
+    click = yield step.wait_for("await-click", "clicked", timeout="3 days")
+    yield step.run("close", str)
+    return {"click": click}
+
+
+@workflow("fail")
+def fail(step: Step, input: str) -> Steps[Any]:
+    yield step.run("explode", boom, input)
+
+
+@workflow("family")
+def family(step: Step, input: str) -> Steps[Any]:
+    return (yield step.invoke_child_workflow("bear", fail, input))
+
+
+@workflow("many")
+def many(step: Step, input: int) -> Steps[Any]:
+    for number in range(input):
+        yield step.run(f"n{number}", int, number)
+
+
+@workflow("nap", schedule="0 4 * * *")
+def nap(step: Step) -> Steps[Any]:
+    yield step.delay("sleep", "1 hour")
+
+
+@workflow("echo")
+def echo(step: Step, input: Any) -> Steps[Any]:
+    return (yield step.run("say", lambda: input))
+
+
+WORKFLOWS: list[Workflow[Any, Any]] = [order, fail, family, many, nap, echo]
+
+
+@pytest.fixture
+def engine(database_url: str) -> Iterator[WorkflowEngine]:
+    """An engine whose workflows are declared."""
+    with WorkflowEngine(database_url, workflows=WORKFLOWS) as made:
+        made.start(worker=False)
+        yield made
+
+
+@pytest.fixture
+def browser(engine: WorkflowEngine) -> Browser:
+    """A browser before a dashboard that acts."""
+    return Browser(Dashboard(engine, actions=True))
+
+
+def work(engine: WorkflowEngine) -> None:
+    engine.worker().run_until_idle("20s")
+
+
+def ordered(engine: WorkflowEngine, **input: Any) -> UUID:
+    return engine.start_workflow(order, {"customer": "ada", **input}).id
+
+
+def listed(page: Element) -> list[str]:
+    """The runs of a list."""
+    return [each.text for each in page.all("a") if each.attributes.get("class") == "id"]
+
+
+# Reading ------------------------------------------------------------------------------------------------------------
+
+
+def test_the_overview_shows_numbers_workers_schedules_and_what_is_stuck(
+    engine: WorkflowEngine, browser: Browser
+) -> None:
+    ordered(engine)
+    engine.start_workflow(fail, "no")
+    work(engine)
+    stuck = WorkflowClient(engine.conninfo).start_workflow("nobody", None)
+    rows(
+        engine.conninfo, "update pgworkflows.queue set ready_at = now() - interval '1 hour' where run_id = %s", stuck.id
+    )
+    with working(engine):
+        page = browser.see("/")
+        pid = value(engine.conninfo, "select pid from pgworkflows.workers")
+    workers, schedules, workflows, steps, _ = [cells(table) for table in page.all("table")]
+    assert workers[1][0].endswith(f":{pid}")
+    assert workers[1][1].startswith("live")
+    assert schedules[1][:2] == ["nap", "0 4 * * * UTC"]
+    assert ["fail", "1", "1"] in [row[:3] for row in workflows]
+    assert ["explode fail", "1", "1"] in [row[:3] for row in steps]
+    numbers = " ".join(page.all("ul")[0].text.split())
+    assert "1 pending" in numbers
+    assert "1 waiting" in numbers
+    assert "1 failed100.0 %" in numbers
+    assert "no live worker has that workflow" in page.text
+    assert str(stuck.id) in listed(page)
+
+
+def test_the_numbers_of_the_plots_are_also_a_table_and_json(engine: WorkflowEngine, browser: Browser) -> None:
+    engine.start_workflow(fail, "no")
+    work(engine)
+    numbers = json.loads(browser.open("/activity.json?window=15+minutes").text)
+    assert (sum(numbers["started"]), sum(numbers["failed"]), sum(numbers["completed"])) == (1, 1, 0)
+    assert [rate for rate in numbers["failure_rate"] if rate is not None] == [100]
+    [table] = [each for each in browser.see("/").all("table") if "numbers-table" in each.attributes["class"]]
+    assert [sum(int(row[column]) for row in cells(table)[1:]) for column in (1, 2, 3, 4)] == [1, 0, 1, 0]
+    assert browser.open("/activity.json?window=1+century").status_code == 400
+
+
+def test_runs_are_filtered_by_what_the_address_says(engine: WorkflowEngine, browser: Browser) -> None:
+    mine = engine.start_workflow(order, {"customer": "ada"}, resource_id="customer/7 é", idempotency_key="k 1").id
+    failed = engine.start_workflow(fail, "the card was refused").id
+    work(engine)
+    later = engine.start_workflow(order, {"customer": "bob"}, delay="1 hour").id
+    for query, found in {
+        "": [later, failed, mine],
+        "?workflow=order": [later, mine],
+        "?status=failed&status=pending": [later, failed],
+        "?resource=customer%2F7+%C3%A9": [mine],
+        "?q=k+1": [mine],
+        f"?q={failed}": [failed],
+        "?q=CARD+refused": [failed],
+        "?q=100%25": [],
+        "?after=2001-01-01T00:00&before=2001-01-02": [],
+        "?after=2001-01-01": [later, failed, mine],
+        "?queue=nights": [],
+    }.items():
+        assert listed(browser.see(f"/runs{query}")) == [str(each) for each in found], query
+    [resource] = [each for each in browser.see("/runs").all("a") if each.text == "customer/7 é"]
+    assert listed(browser.see(resource.attributes["href"])) == [str(mine)]
+    [form] = browser.see("/runs?q=a%22b&workflow=%3Cx%3E").all("form", **{"class": "filters"})
+    assert {"q": 'a"b', "workflow": "<x>"}.items() <= fields_of(form).items()
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        "status=odd",
+        "after=yesterday",
+        "parent=me",
+        "cursor=%00",
+        "q=%00",
+        "workflow=" + 300 * "x",
+        "before=9999-12-31T23:59-14:00",
+    ],
+)
+def test_a_filter_that_is_none_is_refused_in_words(browser: Browser, query: str) -> None:
+    answer = browser.open(f"/runs?{query}")
+    assert answer.status_code == 400
+    assert "Bad Request" in browser.page.all("h1")[0].text
+
+
+def test_pages_of_runs_go_forth_and_back(engine: WorkflowEngine, browser: Browser) -> None:
+    made = [str(run.id) for run in engine.start_workflows(echo, range(120), resource_id="a&b")]
+    seen = [browser.see("/runs?resource=a%26b")]
+    for rel in ("next", "next", "prev", "prev"):
+        [link] = seen[-1].all("a", rel=rel)
+        seen.append(browser.see(link.attributes["href"]))
+    pages = [listed(page) for page in seen]
+    assert pages[0] + pages[1] + pages[2] == made[::-1]
+    assert pages[3:] == [pages[1], pages[0]]
+    assert seen[2].all("a", rel="next") == []
+
+
+def test_a_run_is_shown_with_its_timeline_and_what_it_waits_for(engine: WorkflowEngine, browser: Browser) -> None:
+    run = ordered(engine, express=True)
+    work(engine)
+    engine.trigger_event(run, "early", {"x": "an early bird"})
+    page = browser.see(f"/runs/{run}")
+    text = " ".join(page.text.split())
+    assert "Waits for event 'clicked' in step await-click" in text
+    assert f"pgworkflows trigger {run} clicked" in text
+    assert "0 charge run completed 1" in text
+    assert re.search(r"2 await-click event clicked wait_for waiting", text)
+    assert "courier run, in a branch reached" in text
+    assert "close run ahead" in text
+    assert "early" in text
+    assert "an early bird" in text
+    bars = [each for each in page.all("rect") if "mark" not in each.attributes["class"]]
+    assert len(bars) == 5  # the time before it, the run, its three steps
+    for bar in bars:
+        assert float(bar.attributes["x"][:-1]) + float(bar.attributes["width"][:-1]) <= 100.01
+
+
+def test_a_failure_is_shown_with_its_traceback_its_parent_and_its_child(
+    engine: WorkflowEngine, browser: Browser
+) -> None:
+    parent = engine.start_workflow(family, "<i>no</i>").id
+    work(engine)
+    [child] = [run for run in engine.get_runs().items if run.parent_run_id == parent]
+    page = browser.see(f"/runs/{child.id}")
+    assert "ValueError <i>no</i>" in page.text
+    assert "raise ValueError(text)" in page.text
+    assert page.all("i") == []
+    assert str(parent) in listed(page)
+    page = browser.see(f"/runs/{parent}")
+    assert "ChildWorkflowFailedError" in page.text
+    assert listed(page).count(str(child.id)) == 2  # at its step, and among the children
+
+
+def test_a_branch_that_was_not_taken_is_told_from_what_lies_ahead(engine: WorkflowEngine, browser: Browser) -> None:
+    run = ordered(engine)
+    work(engine)
+    text = " ".join(browser.see(f"/runs/{run}").text.split())
+    assert "courier run, in a branch not taken" in text
+    assert "close run ahead" in text
+
+
+def test_a_long_timeline_comes_in_parts(
+    engine: WorkflowEngine, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgworkflows.ui.run.ENTRIES", 20)
+    run = engine.start_workflow(many, 45).id
+    work(engine)
+    page, steps = browser.see(f"/runs/{run}"), []
+    while True:
+        steps += [each.text.strip() for each in page.all("td", **{"class": "step"})]
+        following = page.all("a", rel="next")
+        if not following:
+            break
+        page = browser.see(following[0].attributes["href"])
+    assert steps == [f"n{number}" for number in range(45)]
+
+
+def test_a_huge_payload_is_cut_and_the_whole_is_a_link_away(engine: WorkflowEngine, browser: Browser) -> None:
+    run = engine.start_workflow(echo, {"text": "x" * 300_000, "é": "</pre><script>"}).id
+    work(engine)
+    page = browser.see(f"/runs/{run}")
+    assert len(browser.answer.text) < 100_000
+    whole = {each.attributes["href"] for each in page.all("a") if each.text == "The whole"}
+    assert whole == {f"/runs/{run}/input", f"/runs/{run}/output", f"/runs/{run}/steps/0/output"}
+    for address in whole:
+        answer = browser.open(address)
+        assert answer.mimetype == "application/json"
+        assert json.loads(answer.text) == {"text": "x" * 300_000, "é": "</pre><script>"}
+    assert browser.open(f"/runs/{run}/steps/7/output").status_code == 404
+    assert browser.open(f"/runs/{run}/events/7").status_code == 404
+    assert browser.open(f"/runs/{run}/input/secrets").status_code == 404
+
+
+def test_what_has_no_run_or_no_page_is_not_found(browser: Browser) -> None:
+    assert browser.open(f"/runs/{uuid4()}").status_code == 404
+    assert "was not found" in browser.page.text
+    for path in (
+        "/runs/7",
+        "/runs/%2e%2e",
+        "/nothing",
+        "/static/../visit.py",
+        "/static/%2e%2e/visit.py",
+        "/static/none.js",
+    ):
+        assert browser.open(path).status_code == 404, path
+
+
+def test_other_methods_than_a_page_has_are_refused(engine: WorkflowEngine) -> None:
+    run, client = ordered(engine), Client(Dashboard(engine, actions=True))
+    for method, path in (
+        ("POST", "/runs"),
+        ("DELETE", f"/runs/{run}"),
+        ("GET", f"/runs/{run}/cancel"),
+        ("PUT", "/start"),
+    ):
+        answer = client.open(path, method=method)
+        assert (answer.status_code, "Allow" in answer.headers) == (405, True), path
+    overridden = client.post(f"/runs/{run}", data={"_method": "DELETE"}, headers={"X-HTTP-Method-Override": "GET"})
+    assert overridden.status_code == 405
+    head, get = client.head(f"/runs/{run}"), client.get(f"/runs/{run}")
+    assert (head.status_code, head.data) == (200, b"")
+    assert head.headers["Content-Type"] == get.headers["Content-Type"]
+    assert engine.get_run(run).status is RunStatus.PENDING
+
+
+def test_without_a_database_the_pages_say_so(tmp_path: Path) -> None:
+    with WorkflowClient(f"host={tmp_path} connect_timeout=2") as client:
+        browser = Browser(Dashboard(client, actions=True))
+        for path in ("/", "/runs", f"/runs/{uuid4()}", "/schedules", "/start", "/activity.json"):
+            assert browser.open(path).status_code == 503, path
+            assert "The database cannot be used now: cannot connect to PostgreSQL" in browser.page.text
+        assert browser.open("/help").status_code == 200
+
+
+def test_a_schema_that_was_not_migrated_is_said_in_words(empty_database_url: str) -> None:
+    with WorkflowClient(empty_database_url) as client:
+        answer = Browser(Dashboard(client)).open("/")
+        assert answer.status_code == 503
+        assert "migrate" in answer.text
+
+
+# Where it is mounted ------------------------------------------------------------------------------------------------
+
+
+def addresses(page: Element) -> Iterator[str]:
+    """All that a page leads to, loads or sends forms to."""
+    for name in ("href", "src", "hx-get", "data-plot"):
+        for tag in ("a", "link", "script", "div"):
+            yield from (each.attributes[name] for each in page.all(tag) if name in each.attributes)
+    for form in page.all("form"):
+        if form.attributes.get("method") != "post":
+            yield f"{form.attributes['action']}?{urlencode(fields_of(form))}"
+
+
+def crawled(browser: Browser, prefix: str = "") -> dict[str, Element | None]:
+    """Every address that the pages lead to, with the page there; what is no page has none."""
+    seen: dict[str, Element | None] = {}
+    ahead = [f"{prefix}/"]
+    while ahead:
+        address = ahead.pop()
+        if address in seen or address.startswith("#"):
+            continue
+        assert address.startswith(f"{prefix}/"), address
+        seen[address] = None
+        answer = browser.open(address.removeprefix(prefix))
+        assert answer.status_code == 200, (address, answer.text)
+        if answer.mimetype == "text/html":
+            page = seen[address] = browser.page
+            ahead += addresses(page)
+            assert all(form.attributes["action"].startswith(f"{prefix}/") for form in page.all("form"))
+    return seen
+
+
+def filled(engine: WorkflowEngine) -> None:
+    """A little of everything."""
+    engine.start_workflow(family, "no", resource_id="a b/c?d#e&f%g")
+    waiting = ordered(engine, express=True, lines=[{"sku": "s"}])
+    work(engine)
+    engine.trigger_event(waiting, "other", {"a": 1})
+    engine.start_workflow(nap, delay="1 hour")
+    WorkflowClient(engine.conninfo).start_workflow("odd/id?#&%\"'<b>", [1])
+    engine.trigger_schedule("nap")
+
+
+@pytest.mark.parametrize("prefix", ["", "/deep/down"])
+def test_every_address_on_every_page_stays_below_the_mount_and_answers(engine: WorkflowEngine, prefix: str) -> None:
+    filled(engine)
+    seen = crawled(Browser(Dashboard(engine, actions=True), prefix), prefix)
+    assert len(seen) > 40
+    assert sum(f"{prefix}/runs/" in address for address in seen) > 10
+
+
+def test_a_view_of_an_application_can_be_the_dashboard(engine: WorkflowEngine) -> None:
+    filled(engine)
+    mounted = Dashboard(engine, actions=True).at("/work/flows/")
+    client = Client(mounted)
+    assert client.get("/work/flows").status_code == 200
+    assert client.get("/work/flows/runs").status_code == 200
+    assert client.get("/work/flowsruns").status_code == 404
+    assert client.get("/").status_code == 404
+    page = read(client.get("/work/flows/").text)
+    assert [each for each in addresses(page) if not each.startswith(("/work/flows/", "#"))] == []
+
+
+def test_what_somebody_has_stored_is_text_on_every_page(engine: WorkflowEngine) -> None:
+    evil = "\"'><script>alert(1)</script><img src=x onerror=alert(2)>{{7*7}}{% raw %}\u202e&lt;"
+    client = WorkflowClient(engine.conninfo)
+    run = client.start_workflow(evil, {evil: [evil]}, resource_id=evil, idempotency_key=evil, queue=evil)
+    client.trigger_event(run.id, evil, evil)
+    failed = engine.start_workflow(fail, evil, resource_id=evil)
+    work(engine)
+    rows(engine.conninfo, "update pgworkflows.queue set ready_at = now() - interval '1 hour'")
+    pages = crawled(Browser(Dashboard(engine, actions=True)))
+    text = "".join(page.text for page in pages.values() if page)
+    assert text.count("<script>alert(1)</script>") > 20
+    assert "\\u202e" in text
+    assert "\u202e" not in text
+    assert f"/runs/{failed.id}" in pages
+    for page in pages.values():
+        for element in page.all("script") + page.all("img") if page else ():
+            assert element.attributes.get("src", "").startswith("/static/")
+            assert element.text == ""
+        for name in ("style", "onclick", "onerror", "onload"):
+            assert name not in repr(page).split("text=")[0]
+
+
+# Acting -------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_paused_resumed_cancelled_and_retried(engine: WorkflowEngine, browser: Browser) -> None:
+    run = engine.start_workflow(order, {"customer": "ada"}, delay="1 hour").id
+    for action, status, said in (
+        ("pause", "paused", "paused"),
+        ("resume", "pending", "resumed"),
+        ("cancel", "cancelled", "cancelled"),
+        ("retry", "pending", "retried"),
+    ):
+        browser.see(f"/runs/{run}")
+        assert browser.send(f"/runs/{run}/{action}").status_code == 200
+        assert browser.said == f"Run {run}: {said}. It is {status} now."
+        assert browser.path == f"/runs/{run}"
+        assert engine.get_run(run).status == status
+    assert browser.see(f"/runs/{run}").text.count("It is pending now") == 0  # it is said once
+
+
+def test_a_refusal_is_told_in_the_librarys_words(engine: WorkflowEngine, browser: Browser) -> None:
+    run = ordered(engine)
+    browser.see(f"/runs/{run}")
+    engine.cancel_workflow(run)
+    browser.send(f"/runs/{run}/pause")
+    assert browser.said == f"Run {run} is cancelled; only pending, running, waiting runs can be paused."
+    for action in ("pause", "resume", "cancel"):
+        assert not browser.page.all("form", action=f"/runs/{run}/{action}")
+
+
+def test_an_event_is_sent_with_its_data(engine: WorkflowEngine, browser: Browser) -> None:
+    run = ordered(engine)
+    work(engine)
+    page = browser.see(f"/runs/{run}")
+    [form] = page.all("form", action=f"/runs/{run}/trigger")
+    assert fields_of(form)["event"] == "clicked"
+    browser.send(f"/runs/{run}/trigger", data="{nope")
+    assert (
+        browser.said
+        == "The event's data is no JSON: Expecting property name enclosed in double quotes at line 1, column 2."
+    )
+    browser.send(f"/runs/{run}/trigger", data='{"at": "noon"}')
+    work(engine)
+    assert engine.get_run(run).output == {"click": {"at": "noon"}}
+    for data in ("1e400", '"\\u0000"', "[" * 100_000):
+        other = ordered(engine)
+        browser.see(f"/runs/{other}")
+        browser.send(f"/runs/{other}/trigger", event="x", data=data)
+        assert browser.answer.status_code == 200
+        assert rows(engine.conninfo, "select from pgworkflows.events where run_id = %s", other) == []
+
+
+def test_a_wait_is_fast_forwarded_or_nothing_is_done(engine: WorkflowEngine, browser: Browser) -> None:
+    run = engine.start_workflow(order, {"customer": "ada"}, delay="1 hour").id
+    browser.see(f"/runs/{run}")
+    browser.send(f"/runs/{run}/fast-forward")
+    assert browser.said.startswith("Nothing was done")
+    waiting = ordered(engine)
+    work(engine)
+    browser.see(f"/runs/{waiting}")
+    browser.send(f"/runs/{waiting}/fast-forward", data="7")
+    assert browser.said == f"Run {waiting}: fast-forwarded. It is pending now."
+    work(engine)
+    assert engine.get_run(waiting).output == {"click": 7}
+
+
+def test_runs_that_were_ticked_are_steered_together(engine: WorkflowEngine, browser: Browser) -> None:
+    runs = [str(run.id) for run in engine.start_workflows(order, [{"customer": "a"}] * 4, delay="1 hour")]
+    engine.cancel_workflow(runs[3])
+    browser.see("/runs?workflow=order")
+    browser.send("/runs/bulk", action="pause", run=[runs[0], runs[1], runs[3], str(uuid4()), "nonsense"])
+    assert browser.said == (
+        f"2 runs paused. 1 not: Run {runs[3]} is cancelled; only pending, running, waiting runs can be paused."
+    )
+    assert browser.path == "/runs?workflow=order"
+    assert [engine.get_run(run).status for run in runs] == ["paused", "paused", "pending", "cancelled"]
+
+
+def test_all_runs_that_match_are_counted_and_then_steered(engine: WorkflowEngine, browser: Browser) -> None:
+    engine.start_workflows(order, [{"customer": "a"}] * 60, resource_id="x", delay="1 hour")
+    engine.start_workflow(order, {"customer": "b"}, resource_id="y", delay="1 hour")
+    page = browser.see("/runs?resource=x")
+    [form] = [
+        each
+        for each in page.all("form")
+        if each.attributes["action"] == "/runs/bulk" and "method" not in each.attributes
+    ]
+    assert fields_of(form) == {"resource": "x", "action": "pause"}
+    page = browser.see("/runs/bulk?resource=x&action=cancel")
+    assert "60 runs would be cancelled" in page.text
+    browser.send("/runs/bulk")
+    assert browser.said == "60 runs cancelled."
+    assert dict(
+        rows(
+            engine.conninfo,
+            "select resource_id, count(*) from pgworkflows.runs where error is null and status = 'pending' group by 1",
+        )
+    ) == {"y": 1}
+    assert "No run that matches can be cancelled" in browser.see("/runs/bulk?resource=x&action=cancel").text
+    assert "No run that matches can be cancelled" in browser.see("/runs/bulk?status=failed&action=cancel").text
+    assert browser.open("/runs/bulk?action=delete").status_code == 400
+
+
+def test_one_form_steers_a_bounded_number_of_runs(
+    engine: WorkflowEngine, browser: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgworkflows.ui.runs.AT_ONCE", 5)
+    engine.start_workflows(order, [{"customer": "a"}] * 8, delay="1 hour")
+    browser.see("/runs/bulk?action=cancel")
+    browser.send("/runs/bulk")
+    assert browser.said == "5 runs cancelled. There are more: one form does at most 5."
+    browser.see("/runs/bulk?action=cancel")
+    browser.send("/runs/bulk")
+    assert browser.said == "3 runs cancelled."
+
+
+def test_schedules_are_paused_resumed_and_triggered(engine: WorkflowEngine, browser: Browser) -> None:
+    browser.see("/schedules")
+    browser.send("/schedules/pause")
+    assert browser.said == "Schedule 'nap': paused."
+    assert engine.get_schedule("nap").paused_at is not None
+    browser.send("/schedules/resume")
+    assert engine.get_schedule("nap").paused_at is None
+    browser.send("/schedules/trigger")
+    run = engine.get_workflow_last_run("nap")
+    assert run is not None
+    assert browser.said == f"Schedule 'nap': started run {run.id}."
+    browser.send("/schedules/trigger", workflow="none")
+    assert "workflow 'none' has no schedule" in browser.said.replace("W", "w", 1)
+
+
+def test_colours_are_chosen_without_a_script(browser: Browser) -> None:
+    themes = []
+    browser.see("/runs?status=failed")
+    for _ in range(3):
+        browser.send("/theme", theme=browser.page.all("button", name="theme")[0].attributes["value"])
+        assert browser.path == "/runs?status=failed"
+        themes.append(browser.page.all("html")[0].attributes.get("data-theme"))
+    assert themes == ["dark", "light", None]
+    browser.send("/theme", theme="<x>")
+    assert browser.answer.status_code == 400
+
+
+# Starting -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_is_started_from_the_fields_of_its_schema(engine: WorkflowEngine, browser: Browser) -> None:
+    page = browser.see("/start")
+    [link] = [each for each in page.all("a") if each.text == "order"]
+    page = browser.see(link.attributes["href"])
+    assert [each.text for each in page.all("select", name="f:/size")[0].all("option")] == ["", "S", "L"]
+    browser.send("/start", "add:/lines", **{"f:/customer": "ada & co", "f:/express": "true", "f:/size": '"L"'})
+    assert rows(engine.conninfo, "select from pgworkflows.runs") == []
+    browser.send("/start", "add:/lines", **{"f:/lines/0/sku": "first"})
+    browser.send("/start", "add:/lines", **{"f:/lines/1/sku": "second", "f:/lines/1/count": "2"})
+    browser.send("/start", "remove:/lines/0")
+    typed = {"f:/lines/1/sku": "third", "f:/due": "2026-12-24", "json:/extra": '{"a": [1]}', "f:/price": "1.50"}
+    browser.send("/start", "start", **typed, **{"option:resource_id": "r 1", "option:priority": "7"})
+    [run] = engine.get_runs().items
+    assert browser.said == f"Started run {run.id}."
+    assert (run.resource_id, run.priority, run.workflow_id) == ("r 1", 7, "order")
+    assert run.input == {
+        "customer": "ada & co",
+        "express": True,
+        "size": "L",
+        "kind": None,
+        "due": "2026-12-24",
+        "lines": [{"sku": "second", "count": 2}, {"sku": "third", "count": 1}],
+        "price": 1.5,
+        "extra": {"a": [1]},
+    }
+
+
+def test_complaints_stand_at_their_fields_and_nothing_typed_is_lost(engine: WorkflowEngine, browser: Browser) -> None:
+    browser.see("/start?workflow=order")
+    browser.send("/start", "add:/lines", **{"f:/customer": "ada"})
+    typed = {"f:/lines/0/sku": "s", "f:/lines/0/count": "0", "f:/due": "soon", "option:resource_id": "r"}
+    browser.send("/start", **typed)
+    assert browser.answer.status_code == 422
+    [form] = [each for each in browser.page.all("form") if each.attributes["action"] == "/start"]
+    assert typed.items() <= fields_of(form).items()
+    complaints = {
+        each.attributes["id"]: each.text for each in form.all("ul") if each.attributes["class"] == "complaints"
+    }
+    assert complaints.keys() == {"e:/lines/0/count", "e:/due"}
+    assert "greater than or equal to 1" in complaints["e:/lines/0/count"]
+    [field] = form.all("input", name="f:/due")
+    assert (field.attributes["aria-invalid"], "e:/due" in field.attributes["aria-describedby"]) == ("true", True)
+    browser.send("/start", **{"f:/lines/0/count": "many", "json:/extra": "{", "f:/due": ""})
+    assert "This is no whole number" in browser.page.text
+    assert "This is no JSON" in browser.page.text
+    assert rows(engine.conninfo, "select from pgworkflows.runs") == []
+    browser.send("/start", **{"f:/lines/0/count": "3", "json:/extra": ""}, **{"option:queue": "x" * 300})
+    assert "Nothing was started" in browser.said
+    browser.send("/start", **{"option:queue": "", "option:delay": "1 hour"})
+    assert engine.get_runs().items[0].input["lines"] == [{"sku": "s", "count": 3}]
+
+
+def test_the_fields_become_json_and_json_fields(engine: WorkflowEngine, browser: Browser) -> None:
+    browser.see("/start?workflow=order")
+    browser.send("/start", "json", **{"f:/customer": "ada", "f:/express": "true"})
+    [area] = browser.page.all("textarea", name="json:")
+    assert json.loads(area.text) == {"customer": "ada", "express": True}
+    browser.send("/start", "fields", **{"json:": "{"})
+    assert "This is no JSON" in browser.page.text
+    browser.send("/start", "fields", **{"json:": '{"customer": 7, "lines": [{"sku": "s"}], "price": "cheap"}'})
+    [form] = [each for each in browser.page.all("form") if each.attributes["action"] == "/start"]
+    expected = {"json:/customer": "7", "f:/lines/0/sku": "s", "json:/price": '"cheap"'}
+    assert expected.items() <= fields_of(form).items()
+    browser.send("/start", "json")
+    browser.send("/start", "start", **{"json:": '{"customer": "eve"}'})
+    assert engine.get_runs().items[0].input["customer"] == "eve"
+
+
+def test_a_client_knows_a_workflows_schema_from_its_declaration(engine: WorkflowEngine) -> None:
+    with WorkflowClient(engine.conninfo) as client:
+        browser = Browser(Dashboard(client, actions=True))
+        browser.see("/start?workflow=order")
+        browser.send("/start", **{"f:/customer": "ada"})
+        assert engine.get_runs().items[0].input == {"customer": "ada"}
+        browser.see("/start?workflow=echo")
+        browser.send("/start", **{"json:": '"as it is"'})
+        assert engine.get_runs().items[0].input == "as it is"
+        assert "No code has declared this workflow" in browser.see("/start?workflow=nobody").text
+        assert browser.open("/start?workflow=%00").status_code == 400
+
+
+def test_a_run_is_started_again_as_it_was_or_changed(engine: WorkflowEngine, browser: Browser) -> None:
+    first = engine.start_workflow(order, {"customer": "ada", "lines": [{"sku": "s"}]}, resource_id="r", priority=5)
+    browser.see(f"/runs/{first.id}")
+    browser.send(f"/runs/{first.id}/start-again")
+    again = engine.get_runs().items[0]
+    assert browser.said == f"Started run {again.id} with the input of run {first.id}."
+    assert (again.input, again.resource_id, again.priority) == (first.input, "r", 5)
+    [link] = [each for each in browser.see(f"/runs/{first.id}").all("a") if each.text.startswith("Start with changes")]
+    browser.see(link.attributes["href"])
+    browser.send("/start", **{"f:/customer": "eve"})
+    changed = engine.get_runs().items[0]
+    assert changed.input == {**first.input, "customer": "eve"}
