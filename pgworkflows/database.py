@@ -71,6 +71,10 @@ DATA_ERROR_CLASSES = frozenset({"21", "22", "23", "54", "2F", "38", "39", "P0"})
 last four are what triggers raise that somebody has put on our tables."""
 
 
+PLANNED_ANEW = "-- Planned anew"
+"""How a statement begins whose right plan depends on its values: it is not prepared, for what is gets a plan for all."""
+
+
 class NotAllowed(ConfigurationError):
     """The database user lacks a privilege."""
 
@@ -234,7 +238,7 @@ class Database:
         with self.connection() as conn:
             try:
                 if isinstance(conn, OwnConnection):
-                    return conn.run(sql, params).fetchall()
+                    return conn.run(sql, params, prepare=_prepare(sql)).fetchall()
                 return self._fetch_given(conn, sql, params)
             except psycopg.Error as error:
                 lost = conn.closed
@@ -251,7 +255,7 @@ class Database:
                 found = cursor.execute("select pg_catalog.pg_backend_pid()").fetchall()
                 conn.commit()
                 self._given_is_pooled = found != [(conn.info.backend_pid,)]
-            cursor.execute(sql.encode(), params, prepare=False if self._given_is_pooled else None)
+            cursor.execute(sql.encode(), params, prepare=False if self._given_is_pooled else _prepare(sql))
             rows = cursor.fetchall()
         if not conn.autocommit:
             conn.commit()
@@ -293,6 +297,11 @@ class Reads:
             return self._database.fetch(sql, params)
         except ConnectionLost:
             return self._database.fetch(sql, params)
+
+
+def _prepare(sql: str) -> bool | None:
+    """Whether to prepare a statement; None leaves it to the driver."""
+    return False if sql.startswith(PLANNED_ANEW) else None
 
 
 def _take(pool: Pool, database: Database) -> Connection:

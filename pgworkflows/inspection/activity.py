@@ -8,14 +8,15 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pgworkflows.durations import Duration, parse_positive_duration
-from pgworkflows.inspection.base import Inspection, moment, seconds
+from pgworkflows.inspection.base import Inspection, first_id_at, moment, seconds
 from pgworkflows.limits import quoted
 from pgworkflows.starts import optional_name
 from pgworkflows.store import interval_text, moment_from
 
-MOST_RUNS = 50_000
-"""How many runs are looked at, the newest ones, and how many calls of steps."""
+MOST = 20_000
+"""How many runs are looked at, the newest ones, and how many steps."""
 MAX_BUCKETS = 1_000
+LONGEST = timedelta(days=365 * 900)
 STARTED_EARLIER = 7
 """Runs that ended in the window are looked for among those that were started up to so many windows before it."""
 
@@ -60,7 +61,7 @@ class StepActivity:
 class Activity:
     """What happened from `since` to `until`, in buckets of `width`, the oldest first, without gaps.
 
-    At most the newest 50,000 runs are looked at, and as many steps: `bounded` when that was not all, and `since` is
+    At most the newest 20,000 runs are looked at, and as many steps: `bounded` when that was not all, and `since` is
     then how far back they went. A run that ended in the window but was started long before it, seven times its length
     and more, is not counted.
     """
@@ -104,28 +105,31 @@ class ActivityOperations(Inspection):
     ) -> Activity:
         """What happened in the window up to now, of one workflow or of all, in so many buckets (1 to 1000). Raises
         ValueError and TypeError."""
-        length = parse_positive_duration(window, "window")
+        length = min(parse_positive_duration(window, "window"), LONGEST)
         if type(buckets) is not int or not 1 <= buckets <= MAX_BUCKETS:
             raise ValueError(f"buckets must be an int within 1 and {MAX_BUCKETS}, not {quoted(buckets)}")
         width = max(length / buckets, timedelta(milliseconds=1))
+        [clock] = self._fetch_json("get_mark", {})
+        until = moment(clock["now"])
+        since = until - length
         params = {
-            "window": interval_text(length),
-            "earlier": interval_text(min(length * STARTED_EARLIER, timedelta(days=36_500))),
+            "since": since.isoformat(),
+            "until": until.isoformat(),
+            "first": str(first_id_at(since - min(length * STARTED_EARLIER, LONGEST))),
             "width": interval_text(width),
             "workflow_id": optional_name(workflow_id, "workflow_id"),
-            "most": MOST_RUNS,
+            "most": MOST,
         }
         [found] = self._fetch_json("get_activity", params)
-        return _activity(found, width)
+        return _activity(found, since, until, width)
 
 
-def _activity(found: Mapping[str, Any], width: timedelta) -> Activity:
-    since, until = moment(found["since"]), moment(found["now"])
+def _activity(found: Mapping[str, Any], since: datetime, until: datetime, width: timedelta) -> Activity:
     oldest_run, oldest_step = moment_from(found["oldest"]), moment_from(found["oldest_step"])
     reached = since
-    if found["looked"] == MOST_RUNS and oldest_run is not None:
+    if found["looked"] == MOST and oldest_run is not None:
         reached = max(reached, oldest_run)
-    if found["calls"] == MOST_RUNS and oldest_step is not None:
+    if found["calls"] == MOST and oldest_step is not None:
         reached = max(reached, oldest_step)
     return Activity(
         since=reached,

@@ -5,21 +5,21 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum
 from typing import Any, Self
 from uuid import UUID
 
 from pgworkflows.durations import parse_moment
 from pgworkflows.history import StepKind, StepStatus
-from pgworkflows.inspection.base import Inspection, moment
+from pgworkflows.inspection.base import Inspection, first_id_at, moment
 from pgworkflows.limits import quoted
 from pgworkflows.operations import RunId, run_key
 from pgworkflows.runs import RunStatus
 from pgworkflows.store import moment_from
 
 MAX_CHANGES = 10_000
-OVERLAP = "5 seconds"
+OVERLAP = timedelta(seconds=5)
 """So late a transaction may commit, after the time that it wrote, and still be seen."""
 _SNAPSHOT = re.compile(r"[0-9]{1,20}:[0-9]{1,20}:(?:[0-9]{1,20}(?:,[0-9]{1,20})*)?")
 
@@ -97,12 +97,18 @@ class ChangeOperations(Inspection):
         """
         if type(limit) is not int or not 1 <= limit <= MAX_CHANGES:
             raise ValueError(f"limit must be an int within 1 and {MAX_CHANGES}, not {quoted(limit)}")
+        key = None if run_id is None else run_key(run_id)
         mark = _checked_mark(since)
+        if mark is None:
+            [found] = self._fetch_json("get_mark", {})
+            return Changes([], _mark(found), skipped=False)
+        before = mark.moment - OVERLAP
         params = {
-            "moment": None if mark is None else mark.moment.isoformat(),
-            "snapshot": None if mark is None else mark.snapshot,
-            "run_id": None if run_id is None else str(run_key(run_id)),
-            "overlap": OVERLAP,
+            "moment": mark.moment.isoformat(),
+            "since": before.isoformat(),
+            "first": str(first_id_at(before)),
+            "snapshot": mark.snapshot,
+            "run_id": None if key is None else str(key),
             "limit": limit + 1,
         }
         [found] = self._fetch_json("get_changes", params)
@@ -116,9 +122,13 @@ class ChangeOperations(Inspection):
         items.sort(key=lambda change: (change.at, _ORDER[change.kind], change.position or 0))
         return Changes(
             items=items,
-            mark=ChangeMark(moment(found["now"]), found["snapshot"]),
+            mark=_mark(found),
             skipped=any(len(changes) > limit for changes in kinds),
         )
+
+
+def _mark(found: Mapping[str, Any]) -> ChangeMark:
+    return ChangeMark(moment(found["now"]), found["snapshot"])
 
 
 def _checked_mark(given: object) -> ChangeMark | None:

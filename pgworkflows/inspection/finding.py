@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
@@ -18,11 +18,12 @@ from pgworkflows.runs import UNFINISHED, RunStatus, WorkflowRun
 from pgworkflows.starts import optional_name
 from pgworkflows.store import run_from_json
 
-SCANNED_ROWS = 20_000
+SCANNED_ROWS = 10_000
 """How many rows a page looks at, at most."""
-SCANNED_ERRORS = 2_000
+SCANNED_ERRORS = 1_000
 """The same where the words of errors are read."""
-SCANNED_FOR_COUNT = 100_000
+COUNTED_PER_PAGE = 10
+"""A count looks at so many times as much."""
 MAX_COUNT = 100_000
 MAX_TEXT = 1_000
 _DIGITS = re.compile("[0-9a-f]{6,32}")
@@ -65,6 +66,17 @@ class _Search:
     words: list[str] | None
 
 
+@dataclass(frozen=True)
+class _Seen:
+    """A run that was looked at: whether it fits, its row if it does and that is wanted, and whether it was the last that
+    might be looked at."""
+
+    run_id: UUID
+    fits: bool
+    row: str | None
+    last: bool
+
+
 class FindOperations(Inspection):
     """How an inspector finds runs."""
 
@@ -96,12 +108,11 @@ class FindOperations(Inspection):
         )
         at = None if cursor is None else read_cursor(cursor)
         newer = checked_flag(newer, "newer")
-        scan = SCANNED_ROWS if search.words is None else SCANNED_ERRORS
-        rows = self._find(search, at, newer=newer, limit=limit + 1, scan=scan, rows=True)
-        found = [(run_id, text) for run_id, _, text, _ in rows if text is not None]
-        items = [run_from_json(text, self._payloads) for _, text in found[:limit]]
+        seen = self._find(search, at, newer=newer, limit=limit + 1, scan=_bound(search), rows=True)
+        found = [each.row for each in seen if each.row is not None]
+        items = [run_from_json(row, self._payloads) for row in found[:limit]]
         # Either there is one more than was asked for, or what was looked at last, if there may be more behind it.
-        horizon = rows[-1][0] if len(found) <= limit and rows and rows[-1][3] else None
+        horizon = seen[-1].run_id if len(found) <= limit and seen and seen[-1].last else None
         beyond = items[-1].id if len(found) > limit else horizon
         back = None if at is None else items[0].id if items else _beside(at, newer=newer)
         if newer:
@@ -132,14 +143,22 @@ class FindOperations(Inspection):
         search = self._search(
             workflow_id, statuses, resource_id, queue, started_after, started_before, parent_run_id, text
         )
-        rows = self._find(search, None, newer=False, limit=limit + 1, scan=SCANNED_FOR_COUNT, rows=False)
-        runs = sum(1 for _, fits, _, _ in rows if fits)
-        return Count(min(runs, limit), runs > limit or bool(rows and rows[-1][3]))
+        seen = self._find(search, None, newer=False, limit=limit + 1, scan=_bound(search) * COUNTED_PER_PAGE, rows=False)
+        runs = sum(each.fits for each in seen)
+        return Count(min(runs, limit), runs > limit or bool(seen and seen[-1].last))
 
-    def _find(
-        self, search: _Search, at: UUID | None, *, newer: bool, limit: int, scan: int, rows: bool
-    ) -> list[tuple[UUID, bool, str | None, bool]]:
-        """Ids in order from a place on: with whether each fits, its row, and whether it is the last of `scan`."""
+    def _find(self, search: _Search, at: UUID | None, *, newer: bool, limit: int, scan: int, rows: bool) -> list[_Seen]:
+        """Up to `limit` runs in order from a place on, and what was looked at last if there may be more behind it."""
+        # Who looks for few gets them by the order of an index, where for many the planner might sort all there are.
+        few = min(scan, 4 * limit)
+        seen = self._look(search, at, newer=newer, limit=limit, scan=few, rows=rows)
+        fit = [each for each in seen if each.fits]
+        if len(fit) == limit or few == scan or not (seen and seen[-1].last):
+            return seen
+        more = self._look(search, seen[-1].run_id, newer=newer, limit=limit - len(fit), scan=scan - few, rows=rows)
+        return [*(replace(each, last=False) for each in fit), *more]
+
+    def _look(self, search: _Search, at: UUID | None, *, newer: bool, limit: int, scan: int, rows: bool) -> list[_Seen]:
         first, last = search.first, search.last
         if at is not None and newer:
             first = max(first, _beside(at, newer=True))
@@ -160,7 +179,7 @@ class FindOperations(Inspection):
             "scan": scan,
             "limit": limit,
         }
-        return [(run_id, fits, text, last) for run_id, fits, text, last in self._fetch("find_runs", params)]
+        return [_Seen(*row) for row in self._fetch("find_runs", params)]
 
     def _search(
         self,
@@ -252,6 +271,11 @@ def _source(
     if statuses and set(statuses) <= UNFINISHED:
         return "queue"
     return "all" if workflow_id is None else "workflow"
+
+
+def _bound(search: _Search) -> int:
+    """How many rows a page looks at."""
+    return SCANNED_ROWS if search.words is None else SCANNED_ERRORS
 
 
 def _ids_beginning(text: str) -> tuple[UUID | None, UUID | None, UUID | None]:

@@ -1,4 +1,4 @@
--- Runs in the order of their ids, from the newest on or, with `newer`, from the oldest: id, whether the run is one of those
+-- Planned anew each time: which index leads there depends on the filters. Runs in the order of their ids, from the newest on or, with `newer`, from the oldest: id, whether the run is one of those
 -- that are looked for, its row as JSON if it is and that is wanted, and whether it is the last to be looked at. Looks at `scan` rows of one index at most; the last of so
 -- many is told of, too, whatever it is. `source` names the index; each other filter is off when null. Locks nothing.
 select
@@ -32,7 +32,8 @@ from (
             )
         ) as fits
     from (
-        -- One branch is on; its order is the order of the numbers.
+        -- One branch is on; its order is the order of the numbers. Of workflows and resources there are lists of one, by
+        -- which to order, so that no other index will do: on the way along the ids one might have to pass all there are.
         select branch.*, row_number() over () as n
         from (
             (
@@ -40,15 +41,23 @@ from (
                 from pgworkflows.runs as r
                 where %(source)s::text <> 'queue' and not %(newer)s::boolean
                     and r.id >= %(first)s::uuid and r.id <= %(last)s::uuid
-                    and (%(source)s::text <> 'workflow' or r.workflow_id = %(workflow_id)s::text)
-                    and (%(source)s::text <> 'resource' or r.resource_id = %(resource_id)s::text)
+                    and (
+                        %(source)s::text not in ('workflow', 'workflow failed')
+                        or r.workflow_id = any (array[%(workflow_id)s::text])
+                    )
+                    and (
+                        %(source)s::text <> 'resource'
+                        or r.resource_id = any (array[%(resource_id)s::text])
+                    )
                     and (%(source)s::text <> 'parent' or r.parent_run_id = %(parent_run_id)s::uuid)
                     and (%(source)s::text <> 'failed' or r.error is not null)
-                    and (
-                        %(source)s::text <> 'workflow failed'
-                        or (r.workflow_id = %(workflow_id)s::text and r.error is not null)
-                    )
-                order by r.id desc
+                    and (%(source)s::text <> 'workflow failed' or (r.error is null) is false)
+                order by
+                    case
+                        when %(source)s::text in ('workflow', 'workflow failed') then r.workflow_id::text
+                        when %(source)s::text = 'resource' then r.resource_id::text
+                    end desc,
+                    r.id desc
                 limit %(scan)s::bigint
             )
             union all
@@ -57,15 +66,23 @@ from (
                 from pgworkflows.runs as r
                 where %(source)s::text <> 'queue' and %(newer)s::boolean
                     and r.id >= %(first)s::uuid and r.id <= %(last)s::uuid
-                    and (%(source)s::text <> 'workflow' or r.workflow_id = %(workflow_id)s::text)
-                    and (%(source)s::text <> 'resource' or r.resource_id = %(resource_id)s::text)
+                    and (
+                        %(source)s::text not in ('workflow', 'workflow failed')
+                        or r.workflow_id = any (array[%(workflow_id)s::text])
+                    )
+                    and (
+                        %(source)s::text <> 'resource'
+                        or r.resource_id = any (array[%(resource_id)s::text])
+                    )
                     and (%(source)s::text <> 'parent' or r.parent_run_id = %(parent_run_id)s::uuid)
                     and (%(source)s::text <> 'failed' or r.error is not null)
-                    and (
-                        %(source)s::text <> 'workflow failed'
-                        or (r.workflow_id = %(workflow_id)s::text and r.error is not null)
-                    )
-                order by r.id
+                    and (%(source)s::text <> 'workflow failed' or (r.error is null) is false)
+                order by
+                    case
+                        when %(source)s::text in ('workflow', 'workflow failed') then r.workflow_id::text
+                        when %(source)s::text = 'resource' then r.resource_id::text
+                    end,
+                    r.id
                 limit %(scan)s::bigint
             )
             union all
@@ -91,6 +108,6 @@ from (
         ) as branch
     ) as looked
 ) as found
+-- No order is asked for here: it is that of the numbers, and what is not needed is not looked at.
 where found.fits or found.n = %(scan)s::bigint
-order by found.n
 limit %(limit)s::bigint

@@ -1,32 +1,22 @@
--- What happened since a time, as JSON: runs that were started and that ended, by buckets of time and by workflow, and calls of
--- steps. Looks at the newest `most` runs at most, and as many steps. Locks nothing.
-with clock as materialized (
-    select clock_timestamp() as now, clock_timestamp() - %(window)s::interval as since
-),
-looked as materialized (
-    select r.id, r.workflow_id, r.status::text as status, r.created_at, r.completed_at, r.error ->> 'type' as error_type
+-- Planned anew each time. What happened from one time to another, as JSON: runs that were started and that ended, by buckets
+-- of time and by workflow, and calls of steps. Looks at the newest `most` runs at most, and as many steps.
+-- Locks nothing.
+with looked as materialized (
+    select r.id, r.workflow_id, r.status::text as status, r.created_at, r.completed_at
     from pgworkflows.runs as r
-    where r.id >= (
-            select (
-                lpad(to_hex(greatest(floor(extract(epoch from clock.since - %(earlier)s::interval) * 1000), 0)::bigint), 12, '0')
-                || '00000000000000000000'
-            )::uuid
-            from clock
-        )
-        and (%(workflow_id)s::text is null or r.workflow_id = %(workflow_id)s::text)
+    where r.id >= %(first)s::uuid and (%(workflow_id)s::text is null or r.workflow_id = %(workflow_id)s::text)
     order by r.id desc
     limit %(most)s::bigint
 ),
 ended as materialized (
-    select looked.* from looked cross join clock where looked.completed_at >= clock.since
+    select looked.* from looked where looked.completed_at >= %(since)s::timestamptz
 ),
 called as materialized (
     select r.workflow_id, s.step_id, s.status::text as status, s.completed_at, s.completed_at - s.started_at as took
     from (
         select s.run_id, s.step_id, s.status, s.started_at, s.completed_at
         from pgworkflows.steps as s
-        cross join clock
-        where s.completed_at >= clock.since and s.completed_at is not null
+        where s.completed_at >= %(since)s::timestamptz and s.completed_at is not null
             and s.kind = 'run' and s.status in ('completed', 'failed')
         order by s.completed_at desc
         limit %(most)s::bigint
@@ -35,8 +25,6 @@ called as materialized (
     where %(workflow_id)s::text is null or r.workflow_id = %(workflow_id)s::text
 )
 select json_build_object(
-    'now', clock.now,
-    'since', clock.since,
     'looked', (select count(*) from looked),
     'oldest', (select min(looked.created_at) from looked),
     'oldest_step', (select min(called.completed_at) from called),
@@ -49,17 +37,17 @@ select json_build_object(
             order by b.at
         )
         from (
-            select date_bin(%(width)s::interval, happened.at, clock.since) as at,
+            select date_bin(%(width)s::interval, happened.at, %(since)s::timestamptz) as at,
                 count(*) filter (where happened.what = 'started') as started,
                 count(*) filter (where happened.what = 'completed') as completed,
                 count(*) filter (where happened.what = 'failed') as failed,
                 count(*) filter (where happened.what = 'cancelled') as cancelled
             from (
-                select 'started' as what, looked.created_at as at from looked where looked.created_at >= clock.since
+                select 'started' as what, looked.created_at as at from looked where looked.created_at >= %(since)s::timestamptz
                 union all
                 select ended.status, ended.completed_at from ended
             ) as happened
-            where happened.at <= clock.now
+            where happened.at <= %(until)s::timestamptz
             group by 1
         ) as b
     ),
@@ -88,4 +76,3 @@ select json_build_object(
         ) as s
     )
 )::text
-from clock

@@ -1,12 +1,8 @@
--- What has come since a mark, as JSON: runs started, steps recorded, runs ended; the newest `limit` of each at most; and the
--- mark to go on from. What is new is told by snapshot, not by time: a transaction may commit later than one that began after
--- it. Times only lead to the candidates. Without a mark nothing but the mark. Locks nothing.
+-- Planned anew each time. What has come since a mark, as JSON: runs started, steps recorded, runs ended; the newest `limit`
+-- of each at most; and the mark to go on from. What is new is told by snapshot, not by time: a transaction may commit later
+-- than one that began after it. Times, from a little before the mark, only lead to the candidates. Locks nothing.
 with mark as materialized (
-    select
-        %(moment)s::timestamptz as moment,
-        %(moment)s::timestamptz - %(overlap)s::interval as since,
-        %(snapshot)s::text::pg_snapshot as snapshot,
-        pg_snapshot_xmax(pg_current_snapshot())::text::bigint as newest
+    select %(snapshot)s::text::pg_snapshot as snapshot, pg_snapshot_xmax(pg_current_snapshot())::text::bigint as newest
 ),
 done as materialized (
     (
@@ -14,7 +10,7 @@ done as materialized (
             s.started_at, s.completed_at, s.error ->> 'type' as error_type, s.completed_at as at
         from pgworkflows.steps as s
         cross join mark as m
-        where %(run_id)s::uuid is null and s.completed_at > m.since and s.completed_at is not null
+        where %(run_id)s::uuid is null and s.completed_at > %(since)s::timestamptz and s.completed_at is not null
             -- A row has 32 bits of its transaction's number: it is one of the last that there were.
             and not pg_visible_in_snapshot(
                 (m.newest - ((m.newest - s.xmin::text::bigint) & 4294967295))::text::xid8, m.snapshot
@@ -41,12 +37,7 @@ done as materialized (
 fresh as materialized (
     select r.id
     from pgworkflows.runs as r
-    where %(run_id)s::uuid is null and r.id >= (
-            select (
-                lpad(to_hex(greatest(floor(extract(epoch from m.since) * 1000), 0)::bigint), 12, '0') || '00000000000000000000'
-            )::uuid
-            from mark as m
-        )
+    where %(run_id)s::uuid is null and r.id >= %(first)s::uuid
     order by r.id desc
     limit %(limit)s::bigint
 ),
@@ -68,9 +59,9 @@ select json_build_object(
     'started', (
         select json_agg(row_to_json(t) order by t.created_at, t.id)
         from touched as t
-        cross join mark as m
         -- One that was committed late has not been seen yet, nor has anybody claimed it.
-        where t.created_at > m.moment or (t.created_at > m.since and t.started_at is null and t.completed_at is null)
+        where t.created_at > %(moment)s::timestamptz
+            or (t.created_at > %(since)s::timestamptz and t.started_at is null and t.completed_at is null)
     ),
     'steps', (
         select json_agg(
@@ -82,7 +73,6 @@ select json_build_object(
     'ended', (
         select json_agg(row_to_json(t) order by t.completed_at, t.id)
         from touched as t
-        cross join mark as m
-        where t.completed_at > m.since
+        where t.completed_at > %(since)s::timestamptz
     )
 )::text

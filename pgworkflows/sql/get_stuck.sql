@@ -12,16 +12,33 @@ live as materialized (
     select w.id, w.workflows, w.queues from pgworkflows.workers as w where w.heartbeat_at > clock_timestamp() - w.lease
 ),
 ready as materialized (
-    select q.workflow_id, q.queue, count(*) as runs, min(q.ready_at) as since,
-        (array_agg(q.run_id order by q.rank) filter (where q.nth <= 3)) as examples
+    select g.workflow_id, g.queue, g.runs, oldest.since, oldest.examples
     from (
-        select q.run_id, q.workflow_id, q.queue, q.ready_at, q.rank,
-            row_number() over (partition by q.queue, q.workflow_id order by q.rank) as nth
+        select q.workflow_id, q.queue, count(*) as runs
         from pgworkflows.queue as q
         cross join clock
         where q.status = 'pending' and q.wake_at is null and q.ready_at < clock.now - %(lag_over)s::interval
-    ) as q
-    group by q.workflow_id, q.queue
+        group by q.workflow_id, q.queue
+    ) as g
+    -- A run that a worker has given back keeps its place, and so the time since which it was ready once.
+    cross join lateral (
+        select min(q.since) as since, (array_agg(q.run_id order by q.since))[1:3] as examples
+        from (
+            select first.run_id, greatest(first.ready_at, r.updated_at) as since
+            from (
+                select q.run_id, q.ready_at
+                from pgworkflows.queue as q
+                where q.status = 'pending' and q.wake_at is null
+                    and q.queue = g.queue and q.workflow_id = g.workflow_id
+                order by q.rank
+                limit 100
+            ) as first
+            join pgworkflows.runs as r on r.id = first.run_id
+        ) as q
+        cross join clock
+        where q.since < clock.now - %(lag_over)s::interval
+    ) as oldest
+    where oldest.since is not null
 ),
 served as materialized (
     select ready.*,
@@ -72,7 +89,7 @@ found as (
     group by q.workflow_id, q.queue
     union all
     select 'worker_dead', q.workflow_id, q.queue, count(*), (array_agg(q.run_id order by q.run_id))[1:3],
-        min(gone.since), (array_agg(gone.worker))[1]
+        min(coalesce(gone.since, r.updated_at)), (array_agg(gone.worker))[1]
     from (
         select held.worker_id, w.id is null as struck, w.heartbeat_at as since,
             json_build_object('worker_id', held.worker_id, 'hostname', w.hostname, 'pid', w.pid) as worker
@@ -84,8 +101,9 @@ found as (
     join pgworkflows.queue as q on q.worker_id = gone.worker_id
     join pgworkflows.runs as r on r.id = q.run_id
     cross join clock
-    -- A worker that was struck had this run at least since then; the others take it over within seconds.
-    where not gone.struck or r.updated_at < clock.now - %(lag_over)s::interval
+    -- From one that was struck the live take over within seconds; since when it is that, nobody can say.
+    where not gone.struck
+        or (not exists (select from live) and r.updated_at < clock.now - %(lag_over)s::interval)
     group by q.workflow_id, q.queue
     union all
     select 'step_in_flight', q.workflow_id, q.queue, count(*), (array_agg(q.run_id order by q.since))[1:3], min(q.since),
