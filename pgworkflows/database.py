@@ -72,7 +72,7 @@ last four are what triggers raise that somebody has put on our tables."""
 
 
 PLANNED_ANEW = "-- Planned anew"
-"""How a statement begins whose right plan depends on its values: it is not prepared, for what is gets a plan for all."""
+"""How a statement begins whose right plan depends on its values: it is not prepared."""
 
 
 class NotAllowed(ConfigurationError):

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from uuid import UUID
 
+from pgworkflows.database import NotAllowed
 from pgworkflows.durations import parse_moment
 from pgworkflows.inspection.base import FIRST_ID, LAST_ID, Inspection, first_id_at, started_at
 from pgworkflows.limits import MAX_IDENTIFIER_LENGTH, checked_flag, is_storable, quoted
@@ -68,8 +69,8 @@ class _Search:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A run that was looked at: whether it fits, its row if it does and that is wanted, and whether it was the last that
-    might be looked at."""
+    """A run that was looked at: whether it fits, its row if it does and that is wanted, and whether it was the last
+    that might be looked at."""
 
     run_id: UUID
     fits: bool
@@ -143,7 +144,9 @@ class FindOperations(Inspection):
         search = self._search(
             workflow_id, statuses, resource_id, queue, started_after, started_before, parent_run_id, text
         )
-        seen = self._find(search, None, newer=False, limit=limit + 1, scan=_bound(search) * COUNTED_PER_PAGE, rows=False)
+        seen = self._find(
+            search, None, newer=False, limit=limit + 1, scan=_bound(search) * COUNTED_PER_PAGE, rows=False
+        )
         runs = sum(each.fits for each in seen)
         return Count(min(runs, limit), runs > limit or bool(seen and seen[-1].last))
 
@@ -164,7 +167,7 @@ class FindOperations(Inspection):
             first = max(first, _beside(at, newer=True))
         elif at is not None:
             last = min(last, _beside(at, newer=False))
-        params = {
+        params: dict[str, object] = {
             "source": search.source,
             "first": str(first),
             "last": str(last),
@@ -179,6 +182,11 @@ class FindOperations(Inspection):
             "scan": scan,
             "limit": limit,
         }
+        if search.source == "queue":
+            try:
+                return [_Seen(*row) for row in self._fetch("find_unfinished", params)]
+            except NotAllowed:  # a client's role, which has its own runs but not the queue
+                params["source"] = "all" if search.workflow_id is None else "workflow"
         return [_Seen(*row) for row in self._fetch("find_runs", params)]
 
     def _search(

@@ -1,6 +1,7 @@
--- Planned anew each time: which index leads there depends on the filters. Runs in the order of their ids, from the newest on or, with `newer`, from the oldest: id, whether the run is one of those
--- that are looked for, its row as JSON if it is and that is wanted, and whether it is the last to be looked at. Looks at `scan` rows of one index at most; the last of so
--- many is told of, too, whatever it is. `source` names the index; each other filter is off when null. Locks nothing.
+-- Planned anew each time: which index leads there depends on the filters. Runs in the order of their ids, from the newest on
+-- or, with `newer`, from the oldest: id, whether the run is one of those that are looked for, its row as JSON if it is and
+-- that is wanted, and whether it is the last to be looked at. Looks at `scan` rows of one index at most; the last of so many
+-- is told of, too, whatever it is. `source` names the index; each other filter is off when null. Locks nothing.
 select
     found.id,
     found.fits,
@@ -15,20 +16,12 @@ from (
         and (%(queue)s::text is null or looked.queue = %(queue)s::text)
         and (%(resource_id)s::text is null or looked.resource_id = %(resource_id)s::text)
         and (%(parent_run_id)s::uuid is null or looked.parent_run_id = %(parent_run_id)s::uuid)
-        and (%(statuses)s::text[] is null or looked.status is null or looked.status = any (%(statuses)s::text[]))
+        and (%(statuses)s::text[] is null or looked.status = any (%(statuses)s::text[]))
         and (
             %(words)s::text[] is null
             or not exists (
                 select from unnest(%(words)s::text[]) as word
                 where strpos(lower(concat_ws(' ', looked.error ->> 'type', looked.error ->> 'message')), lower(word)) = 0
-            )
-        )
-        -- What the queue says of a run that is asked to pause or to end is not yet, or no more, what its row says.
-        and (
-            %(source)s::text <> 'queue'
-            or exists (
-                select from pgworkflows.runs as r
-                where r.id = looked.id and r.status = any (%(statuses)s::text[])
             )
         ) as fits
     from (
@@ -39,7 +32,7 @@ from (
             (
                 select r.id, r.workflow_id, r.status::text, r.queue, r.resource_id, r.parent_run_id, r.error
                 from pgworkflows.runs as r
-                where %(source)s::text <> 'queue' and not %(newer)s::boolean
+                where not %(newer)s::boolean
                     and r.id >= %(first)s::uuid and r.id <= %(last)s::uuid
                     and (
                         %(source)s::text not in ('workflow', 'workflow failed')
@@ -64,7 +57,7 @@ from (
             (
                 select r.id, r.workflow_id, r.status::text, r.queue, r.resource_id, r.parent_run_id, r.error
                 from pgworkflows.runs as r
-                where %(source)s::text <> 'queue' and %(newer)s::boolean
+                where %(newer)s::boolean
                     and r.id >= %(first)s::uuid and r.id <= %(last)s::uuid
                     and (
                         %(source)s::text not in ('workflow', 'workflow failed')
@@ -83,26 +76,6 @@ from (
                         when %(source)s::text = 'resource' then r.resource_id::text
                     end,
                     r.id
-                limit %(scan)s::bigint
-            )
-            union all
-            (
-                select q.run_id, q.workflow_id, case when q.control is null then q.status::text end, q.queue,
-                    null, null, null
-                from pgworkflows.queue as q
-                where %(source)s::text = 'queue' and not %(newer)s::boolean
-                    and q.run_id >= %(first)s::uuid and q.run_id <= %(last)s::uuid
-                order by q.run_id desc
-                limit %(scan)s::bigint
-            )
-            union all
-            (
-                select q.run_id, q.workflow_id, case when q.control is null then q.status::text end, q.queue,
-                    null, null, null
-                from pgworkflows.queue as q
-                where %(source)s::text = 'queue' and %(newer)s::boolean
-                    and q.run_id >= %(first)s::uuid and q.run_id <= %(last)s::uuid
-                order by q.run_id
                 limit %(scan)s::bigint
             )
         ) as branch
