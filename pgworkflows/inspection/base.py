@@ -37,7 +37,7 @@ class Inspection(Operations):
 
     def _fetch(self, name: str, params: Mapping[str, object]) -> list[Row]:
         """The rows of the statement in `sql/<name>.sql`."""
-        return self.client._database.fetch(statement(name, self.schema), params)
+        return self.client._reads.fetch(statement(name, self.schema), params)
 
     def _fetch_json(self, name: str, params: Mapping[str, object]) -> list[Any]:
         """The rows of a statement that writes each as JSON."""
