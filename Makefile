@@ -2,7 +2,7 @@
 #   make test ARGS="-k embedded -x -n 0"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-browser test-django6 test-pgbouncer test-failover test-model test-sick check format bench bench-soak bench-pinned bench-peers chaos lock vendor clean
+.PHONY: help demo docs-cli test test-browser test-django6 test-pgbouncer test-failover test-model test-sick check format bench bench-soak bench-pinned bench-peers chaos lock vendor clean
 
 ARGS ?=
 PYTHON ?=
@@ -69,6 +69,9 @@ bench-peers: $(STAMP) ## measure the same work through other systems too (five m
 
 chaos: $(STAMP) ## break everything for five minutes, and prove that nothing was lost or done twice (SECONDS=300 SEED=7)
 	@$(BIN)/python -m tests.chaos --seconds $(or $(SECONDS),300) $(if $(SEED),--seed $(SEED)) $(ARGS)
+
+docs-cli: $(STAMP) ## run the sessions of docs/cli.md again, and write the help of every command there (ARGS=--reference: only that)
+	@$(BIN)/python scripts/docs_cli.py $(ARGS)
 
 lock: ## pin the newest allowed development dependencies in requirements-dev.lock
 	@scripts/lock "$(or $(PYTHON),python3)"

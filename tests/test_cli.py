@@ -94,6 +94,12 @@ def test_every_option_is_explained() -> None:
     assert [each.opts for command in commands if command for each in options(command) if not each.help] == []
 
 
+def test_the_page_has_the_help_of_every_command_and_names_no_other_command_or_option() -> None:
+    script = Path(__file__).parents[1] / "scripts" / "docs_cli.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+
+
 @pytest.mark.parametrize(
     ("words", "status", "said"),
     [

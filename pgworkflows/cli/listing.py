@@ -192,7 +192,9 @@ def _print_payloads(timeline: Timeline) -> None:
     for event in timeline.events:
         _print_part(f"data of event {event.name}", payload_lines(event.data))
     _print_part("output", [] if run.output is None else payload_lines(run.output))
-    _print_part("error", _error_lines(run.error))
+    of_steps = [_error_lines(entry.step.error) for entry in timeline.entries]
+    if (lines := _error_lines(run.error)) not in of_steps:
+        _print_part("error", lines)
 
 
 def _print_part(title: str, lines: Iterable[str]) -> None:
