@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from pgworkflows.supervised import SUPERVISOR, Voice
+from pgworkflows.supervised import SUPERVISOR, SUPERVISOR_EVERY_S, Voice
 
 USAGE = 2
 """The exit status of a command that cannot be carried out as it was given: to begin it again would not help."""
@@ -255,7 +255,7 @@ class Supervisor:
 
     def _longest_silence_s(self, child: _Child) -> float:
         """systemd's WatchdogSec is for each process, once it has begun."""
-        allowed_s = float("inf") if self._voice is None else 2 * self._voice.every_s
+        allowed_s = float("inf") if self._voice is None else max(2 * self._voice.every_s, 3 * SUPERVISOR_EVERY_S)
         return allowed_s if child.was_ready else max(allowed_s, START_S)
 
     def _pause_s(self) -> float:

@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 DEFAULT_THREADS = 16
 DEFAULT_MAX_RUNS = 512
-DEFAULT_GRACE = "30s"
 SIGNALS_EVERY_S = 0.25
 
 
@@ -48,7 +47,7 @@ class Worker:
         max_runs: int = DEFAULT_MAX_RUNS,
         lease: Duration = "30s",
         poll_interval: Duration = "1s",
-        grace: Duration = DEFAULT_GRACE,
+        grace: Duration = "30s",
     ) -> None:
         self._engine = engine
         self._queues = None if queues is None else _checked_queues(queues)

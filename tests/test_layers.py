@@ -126,6 +126,7 @@ RULES = [
             "contrib": "a thread that watches the files of a Django project while it is developed",
             "calls": "a lock: a call ends in its pool's thread, or in the alarm's when its time is up",
             "healthcheck": "a thread: a server that does not answer keeps that, and not the probe that asks",
+            "cli": "a thread: the database is asked beside a terminal that is looked after",
             "supervised": "a thread: it tells how it is beside a worker that has the main thread",
             "probe": "a thread: it answers beside a worker that has the main thread",
             "wrapping": "a lock: both an execution's last thread and the one that stops the worker leave it",

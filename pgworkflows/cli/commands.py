@@ -15,11 +15,13 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "worker": ("working:worker", "Execute runs until SIGTERM or Ctrl-C."),
     "migrate": ("upkeep:migrate", "Bring pgworkflows' tables up to date."),
     "status": ("watching:status", "Show whether all is well, and what is unfinished."),
+    "top": ("monitor:top", "Show throughput, lag, backlog, workers and workflows, live."),
     "stuck": ("watching:stuck", "List runs that nothing will move, why, and what to do about it."),
     "workers": ("watching:workers", "List the workers, also those that have died and were not missed yet."),
     "schedules": ("schedules:schedules", "List schedules; pause, resume or trigger one."),
     "runs": ("listing:runs", "List runs, the newest first."),
     "show": ("listing:show", "Show a run and its steps, what it waits for, and what would end that."),
+    "tail": ("following:tail", "Print what happens to runs as it happens, until Ctrl-C."),
     "start": ("start:start", "Start a run."),
     "trigger": ("steering:trigger", "Send an event to a run."),
     "pause": ("steering:pause", "Pause pending, running and waiting runs."),
@@ -34,6 +36,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "export": ("upkeep:export", "Print the history of a run as JSON, for check_replay."),
     "grant": ("upkeep:grant", "Let database roles be a client, a worker, a reader."),
     "revoke": ("upkeep:revoke", "Take from a database role all that it was granted."),
+    "demo": ("demo:demo", "Run a small workflow on a PostgreSQL of its own, and show what happens."),
     "ui": ("dashboard:ui", "Serve the dashboard, for a browser."),
 }
 """The module in pgworkflows.cli and the name in it, and the first sentence of the command's help."""

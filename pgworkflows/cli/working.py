@@ -9,21 +9,23 @@ import signal
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from datetime import timedelta
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 from click.core import ParameterSource
 
-from pgworkflows.cli.exits import Failure
-from pgworkflows.cli.loading import load_engine
 from pgworkflows.durations import parse_duration
 from pgworkflows.probe import Probe
 from pgworkflows.supervised import Asked, Reports, is_supervised
 from pgworkflows.supervisor import Supervisor, this_command
-from pgworkflows.worker import DEFAULT_GRACE, Worker
+
+if TYPE_CHECKING:  # a supervisor needs nothing of what its workers do
+    from pgworkflows.worker import Worker
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+GRACE = "30s"
+"""What a worker has where none is given."""
 PATIENCE = timedelta(seconds=15)
 """How much longer than `grace` a worker may take to end: it writes what its steps have done, and signs off."""
 
@@ -71,6 +73,8 @@ def worker(target: str, probe: str | None, processes: int | None, **options: Any
             raise click.UsageError(f"--{name} is for commands without an engine: that of {target} has its own")
 
     def make(**given: Any) -> Worker:
+        from pgworkflows.cli.loading import load_engine
+
         return load_engine(target).worker(**given)
 
     work(make, probe=probe, processes=processes, **options_given(options))
@@ -87,7 +91,7 @@ def work(make: Callable[..., Worker], *, probe: str | None, processes: int | Non
             worker.run_forever()
         return
     _say_what_happens()
-    grace = parse_duration(options.get("grace", DEFAULT_GRACE), "grace")
+    grace = parse_duration(options.get("grace", GRACE), "grace")
     supervisor = Supervisor(
         this_command(), processes, patience=grace + PATIENCE, logger=logging.getLogger("pgworkflows")
     )
@@ -106,7 +110,7 @@ def _probed(asked: Asked, address: str | None) -> AbstractContextManager[object]
     try:
         return Probe(asked, host=host or "127.0.0.1", port=int(port))
     except (OSError, OverflowError) as error:
-        raise Failure(f"the probe cannot listen on {address}: {error}") from error
+        raise click.ClickException(f"the probe cannot listen on {address}: {error}") from error
 
 
 def _say_what_happens() -> None:
