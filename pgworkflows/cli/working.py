@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import faulthandler
+import gc
 import io
 import logging
 import signal
@@ -85,6 +86,8 @@ def work(make: Callable[..., Worker], *, probe: str | None, processes: int | Non
     again. Ends the command with the exit status that says how it went."""
     if processes is None or is_supervised():
         worker = make(**options)
+        # What the application has loaded stays: no collection looks at it again, all threads standing still meanwhile.
+        gc.freeze()
         _say_what_happens()
         # A supervisor answers for those that it has begun.
         with _probed(worker, None if is_supervised() else probe), Reports(worker):
