@@ -133,7 +133,7 @@ def _sparkline(activity: Activity, width: int) -> Text:
     label = f"ended in {duration(activity.until - activity.buckets[0].at)} " if activity.buckets else ""
     ended = ended[-max(width - len(label), 1) :]
     most = max([1, *ended])
-    bars = "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in ended)
+    bars = "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in ended).rstrip()
     return _cut(Text.assemble((label, "bold"), (bars, "green")), width)
 
 
