@@ -8,7 +8,6 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from naming import named
 from test_ui import WORKFLOWS, crawled, fail, family, nap, order, work
 from visiting import Browser
 from werkzeug.exceptions import Unauthorized, abort
@@ -99,9 +98,8 @@ def test_cookies_are_for_this_dashboard_and_not_for_scripts(engine: WorkflowEngi
 def test_as_it_comes_a_dashboard_only_shows(engine: WorkflowEngine) -> None:
     run = waiting(engine)
     browser = Browser(Dashboard(engine))
-    for path, page in crawled(browser).items():
-        forms = page.all("form", method="post") if page else []
-        assert [form.attributes["action"] for form in forms] in ([], ["/theme"]), path
+    for path, html in crawled(browser).items():
+        assert set(re.findall('method="post" action="(.*?)"', html)) <= {"/theme"}, path
     browser.see("/")
     token = browser.page.all("input", name="_token")[0].attributes["value"]
     for endpoint in ACTIONS:
@@ -115,38 +113,34 @@ def test_as_it_comes_a_dashboard_only_shows(engine: WorkflowEngine) -> None:
 # Forms of others ----------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {"token": ""},
-        {"token": "0" * 64},
-        {"token": "é"},
-        {"token": "another browser's"},
-        {"cookie": "x"},
-        {"cookie": "A" * 43},
-        {"headers": {"Origin": "http://evil.example"}},
-        {"headers": {"Origin": "http://dash.example.evil.example"}},
-        {"headers": {"Origin": "null"}},
-        {"headers": {"Sec-Fetch-Site": "cross-site"}},
-        {"headers": {"Sec-Fetch-Site": "same-site"}},
-    ],
-    ids=named,
-)
-def test_a_form_that_is_not_ours_does_nothing(engine: WorkflowEngine, given: dict[str, Any]) -> None:
+FORGED: list[dict[str, Any]] = [
+    {"token": ""},
+    {"token": "0" * 64},
+    {"token": "é"},
+    {"token": "another browser's"},
+    {"cookie": "x"},
+    {"cookie": "A" * 43},
+    {"headers": {"Origin": "http://evil.example"}},
+    {"headers": {"Origin": "http://dash.example.evil.example"}},
+    {"headers": {"Origin": "null"}},
+    {"headers": {"Sec-Fetch-Site": "cross-site"}},
+    {"headers": {"Sec-Fetch-Site": "same-site"}},
+]
+
+
+def test_a_form_that_is_not_ours_does_nothing(engine: WorkflowEngine) -> None:
     run = waiting(engine)
     dashboard = Dashboard(engine, actions=True)
-    other = Browser(dashboard)
-    other.see("/")
-    browser = Browser(dashboard)
-    browser.see("/")
-    token = given.get("token", browser.page.all("input", name="_token")[0].attributes["value"])
-    if token == "another browser's":
-        token = other.page.all("input", name="_token")[0].attributes["value"]
-    if "cookie" in given:
-        browser.keep("pgworkflows-csrf", given["cookie"])
-    for endpoint in ACTIONS:
-        data = {**form_of(endpoint, run), "_token": token}
-        assert browser.post(path_of(endpoint, run), data, headers=given.get("headers", {})).status_code == 403, endpoint
+    for given in FORGED:
+        other, browser = Browser(dashboard), Browser(dashboard)
+        tokens = [each.see("/").all("input", name="_token")[0].attributes["value"] for each in (browser, other)]
+        token = tokens[1] if given.get("token") == "another browser's" else given.get("token", tokens[0])
+        if "cookie" in given:
+            browser.keep("pgworkflows-csrf", given["cookie"])
+        for endpoint in ACTIONS:
+            data = {**form_of(endpoint, run), "_token": token}
+            answer = browser.post(path_of(endpoint, run), data, headers=given.get("headers", {}))
+            assert answer.status_code == 403, (endpoint, given)
     assert nothing_was_done(engine, run)
 
 
@@ -414,7 +408,4 @@ def test_a_masked_input_is_started_again_unseen_and_never_as_its_mask(engine: Wo
 
 def everything(browser: Browser) -> str:
     """All that the pages and the JSON behind them say."""
-    said: list[str] = []
-    for path in crawled(browser):
-        said.append(browser.open(path).text)
-    return "\n".join(said)
+    return "\n".join(crawled(browser).values())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from html.parser import HTMLParser
 from typing import Any
@@ -15,17 +15,26 @@ VOID = {"input", "link", "meta", "br", "img", "rect", "hr"}
 
 @dataclass
 class Element:
-    """An element of a page and the text in it."""
+    """An element of a page and what is in it."""
 
     name: str
     attributes: dict[str, str]
-    text: str = ""
+    pieces: list[str] = field(default_factory=list[str])
     inside: list[Element] = field(default_factory=list["Element"])
+
+    @property
+    def text(self) -> str:
+        return "".join(self.pieces)
+
+    def walk(self) -> Iterator[Element]:
+        """This element and all below it."""
+        yield self
+        for each in self.inside:
+            yield from each.walk()
 
     def all(self, name: str, /, **attributes: str) -> list[Element]:
         """The elements of a name below this one."""
-        found = [self] if self.name == name and attributes.items() <= self.attributes.items() else []
-        return found + [each for inner in self.inside for each in inner.all(name, **attributes)]
+        return [each for each in self.walk() if each.name == name and attributes.items() <= each.attributes.items()]
 
 
 def cells(table: Element) -> list[list[str]]:
@@ -54,7 +63,7 @@ class _Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         for element in self.open:
-            element.text += data
+            element.pieces.append(data)
 
 
 def read(html: str) -> Element:

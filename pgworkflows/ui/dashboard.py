@@ -8,6 +8,7 @@ from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, NotFound, ServiceUnavailable
@@ -96,7 +97,8 @@ class Dashboard:
     def _answered(self, request: Visitor) -> Response:
         try:
             # No redirect is ever made of a host name that a request brings along.
-            adapter = MAP.bind(request.host or "localhost", request.root_path or "/", path_info=request.path)
+            root = quote(request.root_path.rstrip("/"))
+            adapter = MAP.bind(request.host or "localhost", root or "/", path_info=request.path)
         except HTTPException:
             return protect(Response("This dashboard does not answer to that host name.\n", 400))
         visit = Visit(self, request, adapter)

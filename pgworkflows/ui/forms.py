@@ -69,6 +69,16 @@ class Field:
         """The name as an id of the page's has it, without blanks."""
         return quote(self.name, safe="/")
 
+    @property
+    def optional(self) -> bool:
+        """Whether there may be no value, or null."""
+        return not self.required or self.nullable
+
+    @property
+    def has_calendar(self) -> bool:
+        """Whether a browser's calendar can show what stands in it."""
+        return self.kind is Kind.DATE and (not self.text or _DAY.fullmatch(self.text) is not None)
+
     def walk(self) -> list[Field]:
         """This field and all below it."""
         return [self, *(inner for each in self.fields for inner in each.walk())]
@@ -109,12 +119,14 @@ class Reader:
     def _field(self, schema: Schema, path: tuple[str | int, ...], value: Any, *, required: bool, label: str) -> Field:
         made = self._bare(schema, path, required=required, label=label)
         schema, _ = self._resolved(schema)
+        if value is None and not _may_be_empty(made, schema):
+            return self._as_json(made, value)
         match made.kind:
             case Kind.GROUP:
                 given = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
                 if set(given) - set(schema["properties"]) or not _is_or_lacks(value, dict):
                     return self._as_json(made, value)
-                made.present = required or isinstance(value, dict)
+                made.present = not made.optional or isinstance(value, dict)
                 made.fields = [
                     self._field(inner, (*path, key), given.get(key, ABSENT), required=_needs(schema, key), label=key)
                     for key, inner in schema["properties"].items()
@@ -125,13 +137,13 @@ class Reader:
                 items = cast("list[object]", value) if isinstance(value, list) else []
                 if len(items) > MAX_ITEMS:
                     return self._as_json(made, value)
-                made.present = required or isinstance(value, list)
+                made.present = not made.optional or isinstance(value, list)
                 made.fields = [
                     self._field(schema["items"], (*path, number), item, required=True, label=f"{label} {number + 1}")
                     for number, item in enumerate(items)
                 ]
             case _:
-                text = _text(made.kind, value)
+                text = _text(made, value)
                 if text is None:
                     return self._as_json(made, value)
                 made.text = text
@@ -152,7 +164,7 @@ class Reader:
         if form.get(f"json:{name}") is not None:
             made.kind, made.choices = Kind.JSON, ()
         if made.kind in (Kind.GROUP, Kind.LIST):
-            made.present = required or form.get(f"has:{name}") == "1"
+            made.present = not made.optional or form.get(f"has:{name}") == "1"
         if made.kind is Kind.GROUP:
             made.fields = [
                 self._typed(inner, (*path, key), form, required=_needs(schema, key), label=key)
@@ -234,13 +246,22 @@ class Reader:
 
 
 _TEXTS = {"date": Kind.DATE, "time": Kind.TIME, "date-time": Kind.MOMENT}
-_MARKS = re.compile(r"[+-]?\d+")
+_WHOLE = re.compile(r"[+-]?[0-9]{1,400}")
+_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
+_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 def _is_decimal(schema: Schema) -> bool:
     """Whether a number may be written as text, too: then that loses no digit."""
     options = cast("list[Schema]", schema.get("anyOf", []))
     return [each.get("type") for each in options] == ["number", "string"]
+
+
+def _may_be_empty(made: Field, schema: Schema) -> bool:
+    """Whether null is what a field means that nothing stands in, or one of its choices."""
+    if made.kind is Kind.JSON or "null" in {each for each, _ in made.choices}:
+        return True
+    return made.nullable and (made.required or schema.get("default") is None)
 
 
 def _is_or_lacks(value: Any, kind: type) -> bool:
@@ -292,19 +313,29 @@ def _count(form: Form, name: str) -> int:
     return min(int(text), MAX_ITEMS) if text.isdecimal() and len(text) < 6 else 0
 
 
-def _text(kind: Kind, value: Any) -> str | None:
+def _text(made: Field, value: Any) -> str | None:
     """What stands in a field for a value; None if it cannot."""
-    if value is ABSENT or (value is None and kind is not Kind.JSON):
-        return ""
-    match kind:
+    match made.kind:
+        case _ if value is ABSENT:
+            return ""
         case Kind.JSON:
             return pretty(value)
-        case Kind.CHOICE:
+        case Kind.CHOICE if json.dumps(value) in {each for each, _ in made.choices}:
             return json.dumps(value)
-        case Kind.INTEGER | Kind.NUMBER:
+        case _ if value is None:
+            return ""
+        case Kind.INTEGER:
+            return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
+        case Kind.NUMBER:
             return json.dumps(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-        case _:
+        case Kind.TEXT | Kind.LONG_TEXT:
             return value if isinstance(value, str) else None
+        case Kind.DATE:
+            return value if isinstance(value, str) and _DAY.fullmatch(value) else None
+        case Kind.TIME | Kind.MOMENT:
+            return value if isinstance(value, str) and value == value.strip() != "" else None
+        case _:
+            return None
 
 
 def value_of(made: Field) -> Any:
@@ -339,12 +370,13 @@ def _read(kind: Kind, text: str) -> Any:
         case Kind.TEXT | Kind.LONG_TEXT:
             return text
         case Kind.INTEGER:
-            if not _MARKS.fullmatch(text.strip()) or len(text) > 400:
+            if not _WHOLE.fullmatch(text.strip()):
                 raise ValueError("This is no whole number")
             return int(text)
         case Kind.NUMBER:
-            value = float(text)
-            return int(text) if _MARKS.fullmatch(text.strip()) and len(text) < 400 else value
+            if not _NUMBER.fullmatch(text.strip()):
+                raise ValueError("This is no number")
+            return int(text) if _WHOLE.fullmatch(text.strip()) else float(text)
         case Kind.CHOICE | Kind.JSON:
             return parse(text)
         case _:

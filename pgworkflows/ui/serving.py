@@ -1,10 +1,11 @@
-"""The dashboard by itself: `pgworkflows ui`, or `python -m pgworkflows.ui`."""
+"""The dashboard by itself: `pgworkflows ui`."""
 
 from __future__ import annotations
 
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from pgworkflows.client import WorkflowClient
@@ -39,7 +40,8 @@ def serve(
     server: Any = create_server(
         dashboard, host=host, port=port, threads=THREADS, ident="pgworkflows", clear_untrusted_proxy_headers=True
     )
-    signal.signal(signal.SIGTERM, _end)
+    with suppress(ValueError):  # signals are the main thread's
+        signal.signal(signal.SIGTERM, _end)
     if say is not None:
         at = f"[{host}]" if ":" in host else host
         # A name may stand for several addresses, which have a socket each.
@@ -53,24 +55,3 @@ def serve(
 
 def _end(signum: int, frame: object) -> None:  # noqa: ARG001  (as signal calls it)
     sys.exit(0)
-
-
-def main(arguments: list[str] | None = None) -> None:
-    """`python -m pgworkflows.ui`: like `pgworkflows ui`, with nothing but the database in the environment."""
-    from argparse import ArgumentParser
-
-    parser = ArgumentParser(prog="python -m pgworkflows.ui", description="Serve the dashboard.")
-    parser.add_argument("--url", help="the database; default: $DATABASE_URL")
-    parser.add_argument("--schema", default="pgworkflows")
-    parser.add_argument("--host", default="127.0.0.1")
-    parser.add_argument("--port", type=int, default=8080)
-    parser.add_argument("--actions", action="store_true", help="let whoever gets there steer runs")
-    given = parser.parse_args(arguments)
-    with WorkflowClient(given.url, schema=given.schema) as client:
-        serve(
-            client,
-            host=given.host,
-            port=given.port,
-            actions=given.actions,
-            say=lambda text: sys.stderr.write(f"{text}\n"),
-        )

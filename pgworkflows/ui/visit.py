@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from werkzeug.exceptions import BadRequest, Forbidden, HTTPException
 from werkzeug.routing import MapAdapter
@@ -117,6 +117,11 @@ class Visit:
         return [("overview", "Overview"), ("runs", "Runs"), ("schedules", "Schedules"), *start, ("help", "Help")]
 
     @property
+    def root(self) -> str:
+        """Where the dashboard is mounted, as a URL has it."""
+        return quote(self.request.root_path.rstrip("/"))
+
+    @property
     def here(self) -> str:
         """This page's path and query, below the mount."""
         query = self.request.query_string.decode("latin-1")
@@ -172,7 +177,7 @@ class Visit:
 
     @property
     def cookie_path(self) -> str:
-        return f"{self.request.root_path}/"
+        return f"{self.root}/"
 
     def _set_cookie(self, answer: Response, name: str, value: str, max_age: int | None = None) -> None:
         answer.set_cookie(

@@ -1,5 +1,0 @@
-"""`python -m pgworkflows.ui`."""
-
-from pgworkflows.ui.serving import main
-
-main()
