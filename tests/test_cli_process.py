@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import termios
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from urllib.request import urlopen
 
 import pytest
 from cli_story import ESCAPES, Story
@@ -213,8 +215,48 @@ def test_shells_get_a_script_that_completes(story: Story) -> None:
     assert done.stdout.splitlines() == ["plain", "onboard", "_"]
 
 
-def test_without_the_extra_it_says_what_to_install(tmp_path: Path) -> None:
-    hidden = "import sys; sys.modules['click'] = None; from pgworkflows.cli import main; main()"
-    done = subprocess.run([sys.executable, "-c", hidden], capture_output=True, text=True, check=False)
-    assert done.returncode == 1
+def test_the_dashboard_is_served_until_it_is_told_to_stop(story: Story) -> None:
+    serving = subprocess.Popen(
+        [*PROGRAM, "ui", "--port", "0"], env=environment(story.url), stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert serving.stderr is not None
+        said = serving.stderr.readline()
+        address = said.split()[4].rstrip(",")
+        with urlopen(address) as answer:
+            assert b"sign-up" in answer.read()
+        port = address.rstrip("/").rpartition(":")[2]
+        taken = piped(story.url, "ui", "--port", port)
+        assert (taken.returncode, taken.stdout) == (1, "")
+        assert taken.stderr.startswith(f"Error: the dashboard cannot listen on 127.0.0.1:{port}: ")
+        serving.send_signal(signal.SIGTERM)
+        assert serving.wait(30) == 0
+    finally:
+        serving.kill()
+        serving.communicate()
+
+
+def without(module: str, *words: str, url: str | None = None) -> subprocess.CompletedProcess[str]:
+    """The program where a module is not installed."""
+    program = f"""
+import sys
+from importlib.machinery import PathFinder
+class Finder(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name == {module!r} else super().find_spec(name, path, target)
+sys.meta_path[:] = [Finder if each is PathFinder else each for each in sys.meta_path]
+from pgworkflows.cli import main
+main()
+"""
+    command = [sys.executable, "-c", program, *words]
+    return subprocess.run(command, env=environment(url), capture_output=True, text=True, check=False)
+
+
+def test_without_an_extra_it_says_what_to_install(story: Story) -> None:
+    done = without("click")
+    assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "pgworkflows: the command line needs click and rich: pip install 'pgworkflows[cli]'\n"
+    done = without("werkzeug", "ui", url=story.url)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "Error: pgworkflows.ui needs Werkzeug and Jinja2: pip install 'pgworkflows[ui]'\n"

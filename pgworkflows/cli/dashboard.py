@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from importlib import import_module
 
 import click
 
@@ -22,10 +21,10 @@ def ui(host: str, port: int, actions: bool) -> None:
     It asks nobody who they are: let it listen where only you can reach it, or mount it in an application that asks.
     """
     try:
-        serving = import_module("pgworkflows.ui.serving")
+        from pgworkflows.ui.serving import serve  # it needs the extra
     except ImportError as error:
-        raise Failure(f"{error}; the dashboard comes with pip install 'pgworkflows[ui]'") from error
+        raise Failure(str(error)) from error
     try:
-        serving.serve(current_client(), host=host, port=port, actions=actions, say=partial(say, stderr=True))
+        serve(current_client(), host=host, port=port, actions=actions, say=partial(say, stderr=True))
     except OSError as error:
         raise Failure(f"the dashboard cannot listen on {host}:{port}: {error.strerror or error}") from error
