@@ -343,7 +343,8 @@ def explained(error: psycopg.Error, *, lost: bool = False) -> Exception:
     match error:
         case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedFunction() | psycopg.errors.InvalidSchemaName():
             found = ConfigurationError(
-                f"the schema is not there, or of another version: call migrate() or engine.start() first ({reason})"
+                "the schema is not there, or of another version: call migrate() or engine.start(), or run pgworkflows "
+                f"migrate, first ({reason})"
             )
         case psycopg.errors.ReadOnlySqlTransaction():
             found = ConfigurationError(

@@ -141,7 +141,9 @@ def check_current(conn: Connection, schema: str) -> None:
     pending = _pending(_Reading(conn), schema)
     if pending:
         names = ", ".join(migration.name for migration in pending)
-        raise ConfigurationError(f"schema {schema!r} lacks {names}: call migrate() or engine.start() first")
+        raise ConfigurationError(
+            f"schema {schema!r} lacks {names}: call migrate() or engine.start(), or run pgworkflows migrate, first"
+        )
 
 
 def _migrations_folder() -> Traversable | Path:

@@ -8,17 +8,18 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 import click
 import pytest
 from cli_story import ESCAPES, WORKFLOWS, Story, advance
 from click.testing import CliRunner, Result
 from conftest import Databases
+from waiting import until
 from working import rows, working
 
 import pgworkflows
-from pgworkflows import WorkflowClient, WorkflowEngine
+from pgworkflows import ConfigurationError, WorkflowClient, WorkflowEngine, WorkflowRun
 from pgworkflows.cli.commands import COMMANDS
 from pgworkflows.cli.exits import Exit
 from pgworkflows.cli.program import program
@@ -286,7 +287,9 @@ def test_the_status_tells_what_is_not_well(told: Story) -> None:
 def test_the_workers_are_listed(database_url: str) -> None:
     cli = Cli(database_url)
     with WorkflowEngine(database_url, workflows=WORKFLOWS) as engine, working(engine):
-        [worker] = cli.json("workers")
+        [worker] = until(
+            lambda: [each for each in cli.json("workers") if each["workflows"]], "the worker says which it serves"
+        )
         head, line = cli.says("workers")
     assert (worker["live"], worker["queues"], sorted(worker["workflows"])) == (
         True,
@@ -398,6 +401,30 @@ def test_a_run_that_has_moved_on_meanwhile_is_no_failure(told: Story) -> None:
     [line] = cli.says("cancel", "--since", "1 hour", "--status", "waiting", "--status", "pending", "-y")
     assert line == "4 runs cancelled"
     assert {run["status"] for run in cli.json("runs")["items"]} == {"cancelled", "failed"}
+
+
+def test_runs_beyond_a_page_are_changed_too(cli: Cli) -> None:
+    with WorkflowClient(cli.url) as client:
+        client.start_workflows("many", [None] * 520)
+    assert cli.says("cancel", "--workflow", "many", "-y") == ["520 runs cancelled"]
+    assert cli.json("runs", "--workflow", "many", "--status", "pending")["items"] == []
+
+
+def test_a_database_that_is_lost_ends_it_all_and_says_how_far_it_came(
+    told: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    change = WorkflowClient.cancel_workflow
+
+    def lose(client: WorkflowClient, run_id: UUID, **options: Any) -> WorkflowRun:
+        if run_id == told.parent:
+            raise ConfigurationError("the server closed the connection")
+        return change(client, run_id, **options)
+
+    monkeypatch.setattr(WorkflowClient, "cancel_workflow", lose)
+    done = Cli(told.url)("cancel", "--since", "1 hour", "--yes")
+    assert (done.exit_code, done.stdout) == (Exit.DATABASE, "2 runs cancelled\n")
+    assert done.stderr == "Error: the server closed the connection\n"
+    assert status_of(told, told.waiting) == "waiting"
 
 
 def test_each_run_that_filters_found_is_a_line_of_json(told: Story) -> None:

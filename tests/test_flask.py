@@ -510,6 +510,8 @@ def test_the_commands_show_and_steer(shell: Shell, database_url: str) -> None:
         listed = shell.run("runs", "--resource", "ada", "--status", "pending")
         assert listed.exit_code == 0, listed.output
         assert [line.split()[:3] for line in listed.stdout.splitlines()[1:]] == [[str(lost.id), "which", "pending"]]
+        shown = shell.run("show", str(lost.id)).stdout
+        assert "end it by  pgworkflows" not in shown
         assert shell.run("cancel", str(lost.id)).stdout == f"run {lost.id} is cancelled\n"
         refused = shell.run("cancel", str(lost.id))
         assert (refused.exit_code, refused.stdout) == (1, "")

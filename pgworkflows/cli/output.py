@@ -63,20 +63,22 @@ def print_table(
     head: Sequence[str], rows: Iterable[Sequence[object]], *, cut: Iterable[str] = (), stderr: bool = False
 ) -> None:
     """Print rows under their headings. The columns in `cut` may be shortened to fit a terminal."""
-    cells = [[shown(value) for value in row] for row in rows]
+    values = [list(row) for row in rows]
+    cells = [[shown(value) for value in row] for row in values]
     titles = [Text(title, style="bold") for title in head]
     widths = [max(cell.cell_len for cell in column) for column in zip(titles, *cells, strict=True)]
+    numbers = [bool(values) and all(isinstance(row[place], int) for row in values) for place in range(len(titles))]
     found = console(stderr=stderr)
     if found.is_terminal:
         widths = _fitted(widths, [title in set(cut) for title in head], found.width)
     if found.is_terminal and _total(widths) > found.width:
-        for number, row in enumerate(cells):
+        for number, row in enumerate(values):
             if number:
                 say(stderr=stderr)
             print_details(zip(head, row, strict=True), stderr=stderr)
         return
     for line in (titles, *cells):
-        _print(_joined(line, widths), stderr=stderr)
+        _print(_joined(line, widths, numbers), stderr=stderr)
 
 
 def print_details(pairs: Iterable[tuple[str, object]], *, stderr: bool = False) -> None:
@@ -127,11 +129,13 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + len(GAP) * (len(widths) - 1)
 
 
-def _joined(line: Iterable[Text], widths: Iterable[int]) -> Text:
+def _joined(line: Iterable[Text], widths: Iterable[int], numbers: Iterable[bool]) -> Text:
+    """A line of a table. Numbers stand at the right of their column."""
     cells: list[Text] = []
-    for text, width in zip(line, widths, strict=True):
+    for text, width, number in zip(line, widths, numbers, strict=True):
         cell = text.copy()
-        cell.truncate(width, overflow="ellipsis", pad=True)
+        cell.truncate(width, overflow="ellipsis")
+        cell.align("right" if number else "left", width)
         cells.append(cell)
     joined = Text(GAP).join(cells)
     joined.rstrip()

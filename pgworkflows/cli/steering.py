@@ -7,7 +7,7 @@ that is refused does not keep the others from being changed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
 from uuid import UUID
@@ -144,6 +144,38 @@ def _steer(
         raise click.exceptions.Exit(codes.pop() if len(codes) == 1 else Exit.REFUSED)
 
 
+@dataclass
+class _Tally:
+    """What has come of the runs that filters have found."""
+
+    operation: Operation
+    as_json: bool
+    done: int = 0
+    gone: int = 0
+    failures: list[Failure] = field(default_factory=list[Failure])
+
+    def change(self, change: Change, run_id: UUID) -> None:
+        """Change one more. Raises DatabaseFailed."""
+        try:
+            _changed(change, run_id, as_json=self.as_json)
+            self.done += 1
+        except DatabaseFailed:
+            raise
+        except Failure as failure:
+            if isinstance(failure.__cause__, InvalidStatusError):
+                self.gone += 1  # it has moved on: a child, say, that was cancelled with its parent
+            else:
+                _tell(run_id, failure, as_json=self.as_json)
+                self.failures.append(failure)
+
+    @property
+    def said(self) -> str:
+        """That in words."""
+        others = ((self.gone, "had moved on"), (len(self.failures), "refused"))
+        told = [f"{number:,} {what}" for number, what in others if number]
+        return ", ".join([f"{counted(self.done)} {self.operation.done}", *told])
+
+
 def _steer_named(change: Change, run_ids: Sequence[str], *, as_json: bool) -> list[Failure]:
     """Do it to runs by their ids, saying of each what came of it; what was refused."""
     failures: list[Failure] = []
@@ -173,28 +205,17 @@ def _steer_found(
         print_runs(inspector.find_runs(**filters, limit=EXAMPLES).items, stderr=True)
         number = f"{'at least ' if count.at_least else ''}{counted(count.runs)}"
         click.confirm(f"{number} would be {operation.done}. Go on?", abort=True, err=True)
-    failures: list[Failure] = []
-    done = gone = 0
-    with _bar(operation.done, count.runs, hidden=as_json) as bar:
-        task = bar.add_task("", total=None if count.at_least else count.runs)
-        for run_id in _found(inspector, filters):
-            try:
-                _changed(change, run_id, as_json=as_json)
-                done += 1
-            except DatabaseFailed:
-                raise
-            except Failure as failure:
-                if isinstance(failure.__cause__, InvalidStatusError):
-                    gone += 1  # it has moved on: a child, say, that was cancelled with its parent
-                else:
-                    _tell(run_id, failure, as_json=as_json)
-                    failures.append(failure)
-            bar.advance(task)
-    if not as_json:
-        others = ((gone, "had moved on"), (len(failures), "refused"))
-        said = [f"{number:,} {what}" for number, what in others if number]
-        say(", ".join([f"{counted(done)} {operation.done}", *said]))
-    return failures
+    tally = _Tally(operation, as_json)
+    try:
+        with _bar(operation.done, count.runs, hidden=as_json) as bar:
+            task = bar.add_task("", total=None if count.at_least else count.runs)
+            for run_id in _found(inspector, filters):
+                tally.change(change, run_id)
+                bar.advance(task)
+    finally:  # also where the database was lost, or whoever waits has had enough
+        if not as_json:
+            say(tally.said)
+    return tally.failures
 
 
 def _changed(change: Change, run_id: str | UUID, *, as_json: bool) -> WorkflowRun:
