@@ -32,6 +32,7 @@ from pgworkflows import (
     workflow_ref,
 )
 from pgworkflows.commands import RunCommand, StepContext
+from pgworkflows.inspection import Inspector
 
 DOCUMENTED = (ValueError, TypeError, WorkflowEngineError, TimeoutError)
 
@@ -168,6 +169,20 @@ CALLS: Mapping[str, Callable[[Subject], dict[str, Any]]] = {
     "migrate": lambda s: {},
     "close": lambda s: {},
 }  # fmt: skip
+FILTERS = (
+    "workflow_id", "statuses", "resource_id", "queue", "started_after", "started_before", "parent_run_id", "text"
+)  # fmt: skip
+CALLS_OF_INSPECTORS: Mapping[str, Callable[[Subject], dict[str, Any]]] = {
+    "find_runs": lambda s: {**dict.fromkeys(FILTERS), "limit": 1, "cursor": None, "newer": False},
+    "count_runs": lambda s: {**dict.fromkeys(FILTERS), "limit": 1},
+    "get_timeline": lambda s: {"run_id": s.open_run, "limit": 1, "after_position": None},
+    "get_activity": lambda s: {"window": "1 hour", "workflow_id": None, "buckets": 1},
+    "get_overview": lambda s: {},
+    "get_workers": lambda s: {},
+    "get_declared": lambda s: {},
+    "get_stuck": lambda s: {"waits_older_than": 0, "steps_longer_than": 0, "lag_over": 0, "limit": 1},
+    "get_changes": lambda s: {"since": None, "run_id": None, "limit": 1},
+}
 OPTIONS = {"queues": None, "threads": 1, "max_runs": 1, "lease": "30s", "poll_interval": "1s", "grace": "1s"}
 CALLS_OF_ENGINES: Mapping[str, Callable[[Subject], dict[str, Any]]] = {
     "register_workflow": lambda s: {"workflow": fuzzed},
@@ -228,6 +243,7 @@ def test_every_argument_of_every_public_method_has_its_place_here(subject: Subje
     assert {name: names for name, names in public(WorkflowEngine).items() if name not in NOT_FUZZED} == known
     assert {*inspect.signature(Worker).parameters} == {"engine", *OPTIONS}
     assert public(Worker) == {"run_forever": set(), "run_until_idle": {"timeout"}, "stop": set(), "health": set()}
+    assert public(Inspector) == {name: {*make(subject)} for name, make in CALLS_OF_INSPECTORS.items()}
     commands = {name: {*arguments} for name, arguments in COMMANDS.items()}
     assert {"retry", "timeout"} <= public(RunCommand).keys()
     variadic = {"run": {"args", "kwargs"}, "poll": {"args"}}
@@ -293,6 +309,35 @@ def test_a_method_takes_it_or_refuses_it_and_writes_nothing(subject: Subject, me
     assert subject.engine.get_run(subject.open_run).id == subject.open_run
     subject.engine.unregister_all_workflows()
     subject.engine.register_workflow(fuzzed)
+
+
+@pytest.mark.parametrize("method", CALLS_OF_INSPECTORS)
+def test_an_inspection_takes_it_or_refuses_it(subject: Subject, method: str) -> None:
+    inspector = Inspector(subject.client)
+    right = CALLS_OF_INSPECTORS[method](subject)
+    for argument in right:
+        for name, make in HOSTILE.items():
+            attempt(getattr(inspector, method), {**right, argument: make()}, f"{method}({argument}={name})")
+    assert inspector.get_timeline(subject.open_run).run.id == subject.open_run
+
+
+@pytest.mark.parametrize(
+    "mark",
+    [
+        "",
+        "~",
+        "0001-01-01T00:00:00Z~1:1:",
+        "9999-12-31T23:59:59Z~1:1:",
+        "2026-01-01T00:00:00Z~0:0:",
+        "2026-01-01T00:00:00Z~99999999999999999999:1:",
+        "2026-01-01T00:00:00Z~5:1:",
+        "2026-01-01T00:00:00Z~1:9:8,7,6",
+        "x~1:1:",
+        "2026-01-01T00:00:00Z~1:1:'; select 1",
+    ],
+)
+def test_a_mark_is_taken_or_refused(subject: Subject, mark: str) -> None:
+    attempt(Inspector(subject.client).get_changes, {"since": mark}, mark)
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import threading
-from collections.abc import Iterator
+import json
+from collections.abc import Callable, Iterator
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
 from pydantic import BaseModel
 from waiting import until
-from working import HandWorker, rows, worker_processes, working
+from working import rows, working
 
-from pgworkflows import RunStatus, Step, Steps, WorkflowClient, WorkflowEngine, workflow
-from pgworkflows.inspection import ChangeKind, Inspector, Stuck, StuckReason
+from pgworkflows import RunStatus, Step, Steps, WorkflowClient, WorkflowEngine, WorkflowRun, workflow
+from pgworkflows.inspection import ChangeKind, Inspector, finding
 
 
 class Parcel(BaseModel):
@@ -39,22 +38,9 @@ def broken(words: str) -> None:
     raise RuntimeError(words)
 
 
-@workflow("gated")
-def gated(step: Step) -> Steps[None]:
-    yield from step.run("wait", GATE.wait)
-
-
-@workflow("patient")
-def patient(step: Step) -> Steps[Any]:
-    return (yield from step.wait_for("wait", "it's here"))
-
-
-GATE = threading.Event()
-
-
 @pytest.fixture
 def engine(database_url: str) -> Iterator[WorkflowEngine]:
-    with WorkflowEngine(database_url, workflows=[deliver, fail, gated, patient]) as engine:
+    with WorkflowEngine(database_url, workflows=[deliver, fail]) as engine:
         yield engine
 
 
@@ -114,6 +100,109 @@ def test_pages_go_there_and_back(engine: WorkflowEngine, inspector: Inspector) -
     assert (inspector.count_runs(limit=7).runs, inspector.count_runs(limit=7).at_least) == (7, False)
 
 
+@pytest.mark.parametrize(("scanned", "limit"), [(7, 3), (20, 2)])
+def test_pages_that_may_look_at_few_rows_find_all_the_same(
+    engine: WorkflowEngine, inspector: Inspector, monkeypatch: pytest.MonkeyPatch, scanned: int, limit: int
+) -> None:
+    monkeypatch.setattr(finding, "SCANNED_ROWS", scanned)
+    monkeypatch.setattr(finding, "SCANNED_ERRORS", scanned)
+    for number in range(40):
+        owner = f"r{number % 3}"
+        if number % 4:
+            engine.start_workflow(
+                fail, "odd" if number % 10 == 1 else "even", resource_id=owner, queue=f"q{number % 2}"
+            )
+        else:
+            engine.start_workflow(deliver, Parcel(weight_g=1), resource_id=owner)
+    engine.worker(queues=["default", "q0", "q1"]).run_until_idle("20s")
+    everything = engine.get_runs(limit=1000).items
+    for run in [run for run in everything if run.status == "waiting"][::3]:
+        engine.pause_workflow(run.id)
+    everything = engine.get_runs(limit=1000).items
+    middle = everything[20].created_at
+    filters: list[tuple[dict[str, Any], Callable[[WorkflowRun], object]]] = [
+        ({}, lambda run: True),
+        ({"workflow_id": "fail"}, lambda run: run.workflow_id == "fail"),
+        ({"statuses": ["failed"]}, lambda run: run.status == "failed"),
+        ({"statuses": ["failed"], "workflow_id": "deliver"}, lambda run: False),
+        ({"statuses": ["failed"], "resource_id": "r1"}, lambda run: run.status == "failed" and run.resource_id == "r1"),
+        ({"statuses": ["paused"]}, lambda run: run.status == "paused"),
+        ({"statuses": ["paused", "waiting"]}, lambda run: run.workflow_id == "deliver"),
+        ({"statuses": ["paused", "failed"], "queue": "q1"}, lambda run: run.status == "failed" and run.queue == "q1"),
+        ({"text": "r2"}, lambda run: run.resource_id == "r2"),
+        ({"text": "ODD runtime"}, lambda run: run.error and run.error["message"] == "odd"),
+        ({"text": "odd", "workflow_id": "fail"}, lambda run: run.error and run.error["message"] == "odd"),
+        ({"started_after": middle}, lambda run: run.created_at >= middle),
+        (
+            {"started_before": middle, "queue": "default"},
+            lambda run: run.created_at < middle and run.queue == "default",
+        ),
+    ]
+    for wanted, fits in filters:
+        expected = [run.id for run in everything if fits(run)]
+        assert all_pages(inspector, newer=False, limit=limit, **wanted) == expected, wanted
+        assert all_pages(inspector, newer=True, limit=limit, **wanted) == expected[::-1], wanted
+        counted = inspector.count_runs(**wanted)
+        assert (counted.runs, counted.at_least) == (len(expected), False), wanted
+
+
+def all_pages(inspector: Inspector, *, newer: bool, **wanted: Any) -> list[UUID]:
+    """The ids on all pages, from one end to the other."""
+    found: list[UUID] = []
+    cursor = None
+    while True:
+        page = inspector.find_runs(cursor=cursor, newer=newer, **wanted)
+        found += [run.id for run in (reversed(page.items) if newer else page.items)]
+        cursor = page.prev_cursor if newer else page.next_cursor
+        if cursor is None:
+            return found
+
+
+def test_what_is_looked_for_is_taken_literally(engine: WorkflowEngine, inspector: Inspector) -> None:
+    words = ["%", "_", "\\", "'; drop table pgworkflows.runs; --", "$1", "%s", "{}", "\u202e", "ﬁ", "a\tb"]
+    for word in words:
+        engine.start_workflow(fail, f"<{word}>")
+    engine.worker().run_until_idle("20s")
+    for word in words:
+        messages = [run.error and run.error["message"] for run in inspector.find_runs(text=f"<{word}>").items]
+        assert messages == [f"<{word}>"], word
+    for wrong in ("a\0b", "a\ud800", "x" * 1001):
+        with pytest.raises(ValueError, match="text must"):
+            inspector.find_runs(text=wrong)
+
+
+def test_no_index_of_runs_names_what_the_end_of_a_run_changes(database_url: str) -> None:
+    named = rows(
+        database_url,
+        "select distinct a.attname::text from pg_index as i "
+        "join pg_depend as d on d.objid = i.indexrelid and d.refobjid = i.indrelid and d.refobjsubid > 0 "
+        "join pg_attribute as a on a.attrelid = i.indrelid and a.attnum = d.refobjsubid "
+        "where i.indrelid = 'pgworkflows.runs'::regclass",
+    )
+    changed = {"status", "output", "updated_at", "completed_at", "current_step_id", "started_at", "scheduled_at"}
+    assert {name for (name,) in named} & changed == set()
+    assert "error" in {name for (name,) in named}  # which only failures change
+
+
+def test_a_run_of_ten_thousand_steps_is_shown_in_parts(engine: WorkflowEngine, inspector: Inspector) -> None:
+    run = engine.start_workflow(fail, "x")
+    rows(
+        engine.conninfo,
+        "insert into pgworkflows.steps (run_id, position, step_id, kind, status, output, started_at, completed_at) "
+        "select %s, n, 's' || n, 'run', 'completed', '1', now(), now() from generate_series(0, 9999) as n",
+        run.id,
+    )
+    seen: list[int] = []
+    after = None
+    while True:
+        found = inspector.get_timeline(run.id, limit=4000, after_position=after)
+        seen += [entry.step.position for entry in found.entries]
+        after = found.next_position
+        if after is None:
+            break
+    assert seen == [*range(10_000)]
+
+
 def test_a_timeline_tells_what_was_done_what_is_waited_for_and_what_is_ahead(
     engine: WorkflowEngine, inspector: Inspector
 ) -> None:
@@ -153,7 +242,7 @@ def test_an_overview_counts(engine: WorkflowEngine, inspector: Inspector) -> Non
     assert (found.last_day.started, found.last_day.failed, found.live_workers) == (2, 1, 1)
     assert found.problems == ()
     assert worker.live
-    assert {*worker.workflows} == {"deliver", "fail", "gated", "patient"}
+    assert {*worker.workflows} == {"deliver", "fail"}
     declared = {each.id: each for each in inspector.get_declared()}
     schema = declared["deliver"].input_schema
     assert schema is not None
@@ -176,137 +265,73 @@ def test_changes_are_told_once(engine: WorkflowEngine, inspector: Inspector) -> 
     ]
 
 
-# Stuck --------------------------------------------------------------------------------------------------------------
-
-AT_ONCE: dict[str, Any] = {"lag_over": 0, "waits_older_than": 0, "steps_longer_than": 0}
-
-
-def the_one_that_is_stuck(inspector: Inspector, reason: StuckReason, **thresholds: Any) -> Stuck:
-    """What is found, once it is."""
-    found = until(lambda: inspector.get_stuck(**thresholds), f"{reason} is found")
-    assert [each.reason for each in found] == [reason]
-    return found[0]
-
-
-def test_nothing_is_stuck_where_nothing_is_or_where_all_is_well(engine: WorkflowEngine, inspector: Inspector) -> None:
-    assert inspector.get_stuck(**AT_ONCE) == []
-    with working(engine):
-        runs = engine.start_workflows(deliver, [{"weight_g": number} for number in range(200)])
-        found: list[Stuck] = []
-        while len(inspector.find_runs(statuses=["waiting"], limit=201).items) < len(runs):
-            found += inspector.get_stuck()
-        found += inspector.get_stuck()
-    assert found == []
-    # Waits with a deadline are none of it, however old.
-    assert inspector.get_stuck(**AT_ONCE) == []
-
-
-def test_runs_that_no_worker_would_take_are_stuck(engine: WorkflowEngine, inspector: Inspector) -> None:
-    client_only = WorkflowClient(engine.conninfo)
-    run = client_only.start_workflow("no'body")
-    assert inspector.get_stuck() == []
-    alone = the_one_that_is_stuck(inspector, StuckReason.NO_WORKER_HAS_WORKFLOW, lag_over=0)
-    assert (alone.workflow_id, alone.queue, alone.runs, alone.examples) == ("no'body", "default", 1, [run.id])
-    assert "no worker lives" in alone.explanation
-    with working(engine):
-        found = the_one_that_is_stuck(inspector, StuckReason.NO_WORKER_HAS_WORKFLOW, lag_over=0)
-        assert found.explanation.endswith("no live worker has that workflow")
-        assert found.remedy == "start a worker whose engine has workflow \"no'body\" and serves queue 'default'"
-        client_only.cancel_workflow(run.id)
-        engine.start_workflow(fail, "x", queue="no such lane")
-        lane = the_one_that_is_stuck(inspector, StuckReason.NO_WORKER_SERVES_QUEUE, lag_over=0)
-        assert "--queues 'no such lane'" in lane.remedy
-    client_only.close()
-
-
-def test_what_is_due_and_not_woken_is_stuck(engine: WorkflowEngine, inspector: Inspector) -> None:
-    run = engine.start_workflow(fail, "x", delay="0.1s")
-    found = the_one_that_is_stuck(inspector, StuckReason.OVERDUE, lag_over="0.1s")
-    assert (found.examples, found.remedy) == ([run.id], "start a worker: any live worker wakes what is due")
+def test_a_start_that_is_committed_late_is_told_of(engine: WorkflowEngine, inspector: Inspector) -> None:
     with psycopg.connect(engine.conninfo) as conn:
-        conn.execute("select from pgworkflows.queue for update")
-        with working(engine):
-            held = the_one_that_is_stuck(inspector, StuckReason.OVERDUE, lag_over="0.1s")
-            assert "somebody holds the rows" in held.explanation
-            conn.rollback()
-            until(lambda: engine.get_run(run.id).status.finished, "it goes on")
-            assert inspector.get_stuck(lag_over="0.1s") == []
+        run = engine.start_workflow(fail, "x", connection=conn)
+        mark = inspector.get_changes().mark
+        assert inspector.get_changes(mark).items == []
+        conn.commit()
+    [change] = inspector.get_changes(mark).items
+    assert (change.kind, change.run_id) == (ChangeKind.RUN_STARTED, run.id)
 
 
-def test_a_step_that_does_not_end_is_stuck_and_who_waits_for_its_worker_lags(
+def test_of_many_changes_the_newest_are_told_and_that_there_were_more(
     engine: WorkflowEngine, inspector: Inspector
 ) -> None:
-    GATE.clear()
-    with working(engine, threads=1, max_runs=1):
-        first = engine.start_workflow(gated)
-        until(lambda: inspector.find_runs(statuses=["running"]).items, "it runs")
-        flight = the_one_that_is_stuck(inspector, StuckReason.STEP_IN_FLIGHT, steps_longer_than="0.1s")
-        assert (flight.examples, f":{os.getpid()}" in flight.explanation) == ([first.id], True)
-        second = engine.start_workflow(gated)
-        lagging = the_one_that_is_stuck(inspector, StuckReason.LAGGING, lag_over="0.1s")
-        assert lagging.examples == [second.id]
-        GATE.set()
-        until(lambda: engine.get_run(second.id).status.finished, "both end")
-        assert inspector.get_stuck(lag_over="0.1s", steps_longer_than="0.1s") == []
+    mark = inspector.get_changes().mark
+    runs = engine.start_workflows(fail, ["x"] * 5)
+    found = inspector.get_changes(mark, limit=2)
+    assert (found.skipped, len(found.items)) == (True, 2)
+    assert not inspector.get_changes(mark, limit=5).skipped
+    assert inspector.get_changes(found.mark).items == []
+    assert {change.run_id for change in found.items} < {run.id for run in runs}
 
 
-def test_waits_without_a_deadline_and_pauses_are_stuck_when_they_are_old(
-    engine: WorkflowEngine, inspector: Inspector
-) -> None:
-    waiting, paused = engine.start_workflow(patient), engine.start_workflow(deliver, Parcel(weight_g=1))
+def test_what_waits_and_is_called_again_is_told_of_one_run(engine: WorkflowEngine, inspector: Inspector) -> None:
+    run = engine.start_workflow(deliver, Parcel(weight_g=1))
+    mark = inspector.get_changes().mark
     engine.worker().run_until_idle("20s")
-    engine.pause_workflow(paused.id)
-    assert inspector.get_stuck() == []
-    wait, pause = sorted(inspector.get_stuck(waits_older_than=0), key=lambda each: each.reason, reverse=True)
-    assert (wait.reason, wait.examples) == (StuckReason.WAITS_FOR_EVENT, [waiting.id])
-    assert f"pgworkflows trigger {waiting.id} 'it'\"'\"'s here'" in wait.remedy
-    assert (pause.reason, pause.examples) == (StuckReason.PAUSED, [paused.id])
-    assert f"pgworkflows resume {paused.id}" in pause.remedy
+    found = [change for change in inspector.get_changes(mark, run_id=run.id).items if change.kind is ChangeKind.STEP]
+    assert [(change.step_id, change.status) for change in found] == [("pack", "completed"), ("signature", "waiting")]
+    engine.cancel_workflow(run.id)
+    kinds = [change.kind for change in inspector.get_changes(mark).items]
+    assert kinds.count(ChangeKind.RUN_ENDED) == 1
 
 
-def test_a_run_with_which_workers_die_is_stuck(engine: WorkflowEngine, inspector: Inspector) -> None:
-    engine.start_workflow(fail, "x")
-    for _ in range(3):
-        with HandWorker(engine.conninfo, ["fail"]) as worker:
-            worker.claim_one()
-            worker.die()
-            worker.take_over()
-    found = the_one_that_is_stuck(inspector, StuckReason.INTERRUPTED)
-    assert "up to 3 times in a row a worker died" in found.explanation
+def test_older_code_leaves_the_schema_of_an_input_as_it_is(engine: WorkflowEngine, inspector: Inspector) -> None:
+    engine.start(worker=False)
+    known = {each.id: each.input_schema for each in inspector.get_declared()}
+    assert known["deliver"] is not None
+    older = [{"id": "deliver", "queue": "default", "priority": 0, "retries": 1, "steps": [], "step_ids": []}]
+    rows(engine.conninfo, "select pgworkflows.declare_workflows(%s)", json.dumps(older))
+    found = {each.id: each for each in inspector.get_declared()}
+    assert (found["deliver"].retries, found["deliver"].input_schema) == (1, known["deliver"])
+    none = [{**older[0], "input_schema": "null"}]
+    rows(engine.conninfo, "select pgworkflows.declare_workflows(%s)", json.dumps(none))
+    assert {each.id: each.input_schema for each in inspector.get_declared()}["deliver"] is None
 
 
-@pytest.mark.direct("without its lock a worker is dead when its lease has run out")
-def test_the_runs_of_a_worker_that_is_silent_are_stuck_until_another_comes(database_url: str) -> None:
-    with WorkflowClient(database_url) as client, worker_processes(database_url) as processes:
-        inspector = Inspector(client)
-        process = processes.start(lease="2s")
-        process.await_registration()
-        run = client.start_workflow("story", {"steps": ["a"], "gated": ["a"]})
-        until(processes.calls, "its step is called")
-        assert inspector.get_stuck(lag_over="1s") == []
-        process.send(signal.SIGSTOP)
-        found = the_one_that_is_stuck(inspector, StuckReason.WORKER_DEAD, lag_over="1s")
-        assert (found.examples, f":{process.pid}, silent for" in found.explanation) == ([run.id], True)
-        waits = inspector.get_timeline(run.id).waits_for
-        assert (waits and waits.kind) == "takeover"
-        process.kill()
-        assert the_one_that_is_stuck(inspector, StuckReason.WORKER_DEAD, lag_over="1s").examples == [run.id]
-        processes.open_gate("a")
-        processes.start(lease="2s")
-        client.wait_for_run(run.id, timeout="30s")
-        assert inspector.get_stuck(lag_over="1s") == []
+class Upwards:
+    name = "upwards"
+
+    def encode(self, text: str) -> str:
+        return text[::-1]
+
+    def decode(self, data: str) -> str:
+        return data[::-1]
 
 
-def test_a_run_that_a_worker_has_given_back_is_not_late_by_all_the_time_that_it_was_worked_on(
-    engine: WorkflowEngine, inspector: Inspector
-) -> None:
-    engine.start_workflow(fail, "x")
-    rows(
-        engine.conninfo,
-        "update pgworkflows.queue set ready_at = ready_at - interval '1 day', rank = rank - interval '1 day'",
-    )
-    with HandWorker(engine.conninfo, ["fail"]) as worker:
-        worker.claim_one()
-        worker.die()
-        worker.take_over()
-    assert inspector.get_stuck() == []
+def test_what_is_encoded_is_shown_decoded_or_as_it_is_stored(database_url: str) -> None:
+    with (
+        WorkflowEngine(database_url, workflows=[deliver], codec=Upwards()) as engine,
+        WorkflowClient(database_url) as without,
+    ):
+        run = engine.start_workflow(deliver, Parcel(weight_g=7))
+        engine.trigger_event(run.id, "misspelt", {"a": 1})
+        engine.worker().run_until_idle("20s")
+        shown, stored = Inspector(engine).get_timeline(run.id), Inspector(without).get_timeline(run.id)
+        assert (shown.run.input, shown.events[0].data, shown.entries[0].step.output) == (
+            {"weight_g": 7}, {"a": 1}, "packed"
+        )  # fmt: skip
+        assert {"pgworkflows:encoded"} < {*stored.run.input} | {*stored.events[0].data}
+        assert Inspector(without).find_runs().items[0] == stored.run

@@ -35,6 +35,7 @@ from pgworkflows import (
     migrate,
     workflow,
 )
+from pgworkflows.inspection import Inspector
 from pgworkflows.roles import grant_script
 
 SECRET = "canary-7f3a"
@@ -437,6 +438,28 @@ class TestClient:
                 assert colleague.cancel_workflow(run.id).id == client.get_run(run.id).id
         finally:
             rows(estate.admin, sql.SQL("drop role {}").format(sql.Identifier(member)).as_string())
+
+
+class TestInspector:
+    def test_a_reader_sees_all_and_a_client_finds_its_own_runs(self, estate: Estate) -> None:
+        with estate.client() as client, estate.client("neighbour") as neighbour, estate.client("reader") as reader:
+            mine, other = client.start_workflow("seen", delay="1 day"), neighbour.start_workflow("seen", delay="1 day")
+            everything = Inspector(reader)
+            assert {run.id for run in everything.find_runs(workflow_id="seen", statuses=["pending"]).items} == {
+                mine.id, other.id
+            }  # fmt: skip
+            assert everything.get_timeline(mine.id).run.id == mine.id
+            mark = everything.get_changes().mark
+            everything.get_changes(mark)
+            everything.get_overview(), everything.get_workers(), everything.get_declared(), everything.get_stuck()
+            own = Inspector(client)
+            for statuses in (None, ["pending"]):
+                found = own.find_runs(workflow_id="seen", statuses=statuses).items
+                assert [run.id for run in found] == [mine.id]
+            assert own.find_runs(text=str(other.id)).items == []
+            for refused in (lambda: own.get_timeline(mine.id), own.get_overview, own.get_workers, own.get_stuck):
+                with pytest.raises(ConfigurationError, match="lacks a privilege"):
+                    refused()
 
 
 class TestWorker:

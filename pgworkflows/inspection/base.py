@@ -17,7 +17,7 @@ from pgworkflows.schema import statement
 from pgworkflows.source import StepDefinition
 from pgworkflows.store import moment_from
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 FIRST_ID = UUID(int=0)
 LAST_ID = UUID(int=(1 << 128) - 1)
@@ -53,13 +53,13 @@ def _checked_client(given: object) -> WorkflowClient:
 def first_id_at(moment: datetime) -> UUID:
     """The least id that a run started at `moment` or later can have: ids begin with the time, 60 bits of it in units of
     1/4096 ms, with the version between them."""
-    ticks = max(0, (moment - _EPOCH) // _MICROSECOND * 4096 // 1000)
+    ticks = max(0, (moment - EPOCH) // _MICROSECOND * 4096 // 1000)
     return UUID(f"{ticks >> 12:012x}7{ticks & 0xFFF:03x}{0:016x}") if ticks >> 60 == 0 else LAST_ID
 
 
 def started_at(run_id: UUID) -> datetime:
     """When a run with this id was started, to the millisecond."""
-    return _EPOCH + timedelta(milliseconds=min(run_id.int >> 80, 253_402_300_799_000))
+    return EPOCH + timedelta(milliseconds=min(run_id.int >> 80, 253_402_300_799_000))
 
 
 def moment(text: str) -> datetime:

@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pgworkflows.durations import parse_moment
 from pgworkflows.history import StepKind, StepStatus
-from pgworkflows.inspection.base import Inspection, first_id_at, moment
+from pgworkflows.inspection.base import EPOCH, Inspection, first_id_at, moment
 from pgworkflows.limits import quoted
 from pgworkflows.operations import RunId, run_key
 from pgworkflows.runs import RunStatus
@@ -102,7 +102,7 @@ class ChangeOperations(Inspection):
         if mark is None:
             [found] = self._fetch_json("get_mark", {})
             return Changes([], _mark(found), skipped=False)
-        before = mark.moment - OVERLAP
+        before = max(mark.moment, EPOCH) - OVERLAP
         params = {
             "moment": mark.moment.isoformat(),
             "since": before.isoformat(),
