@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from pgworkflows.durations import Duration, parse_positive_duration
-from pgworkflows.inspection.base import Inspection, first_id_at, moment, seconds
+from pgworkflows.inspection.base import Inspection, before, first_id_at, moment, seconds
 from pgworkflows.limits import quoted
 from pgworkflows.starts import optional_name
 from pgworkflows.store import interval_text, moment_from
@@ -16,7 +16,6 @@ from pgworkflows.store import interval_text, moment_from
 MOST = 20_000
 """How many runs are looked at, the newest ones, and how many steps."""
 MAX_BUCKETS = 1_000
-LONGEST = timedelta(days=365 * 900)
 STARTED_EARLIER = 7
 """Runs that ended in the window are looked for among those that were started up to so many windows before it."""
 
@@ -105,17 +104,17 @@ class ActivityOperations(Inspection):
     ) -> Activity:
         """What happened in the window up to now, of one workflow or of all, in so many buckets (1 to 1000). Raises
         ValueError and TypeError."""
-        length = min(parse_positive_duration(window, "window"), LONGEST)
+        length = parse_positive_duration(window, "window")
         if type(buckets) is not int or not 1 <= buckets <= MAX_BUCKETS:
             raise ValueError(f"buckets must be an int within 1 and {MAX_BUCKETS}, not {quoted(buckets)}")
         width = max(length / buckets, timedelta(milliseconds=1))
-        [clock] = self._fetch_json("get_mark", {})
-        until = moment(clock["now"])
-        since = until - length
+        until = self._now()
+        since = before(until, length)
+        length = until - since
         params = {
             "since": since.isoformat(),
             "until": until.isoformat(),
-            "first": str(first_id_at(since - min(length * STARTED_EARLIER, LONGEST))),
+            "first": str(first_id_at(before(since, length * STARTED_EARLIER))),
             "width": interval_text(width),
             "workflow_id": optional_name(workflow_id, "workflow_id"),
             "most": MOST,
@@ -129,14 +128,18 @@ def _activity(found: Mapping[str, Any], since: datetime, until: datetime, width:
     reached = since
     if found["looked"] == MOST and oldest_run is not None:
         reached = max(reached, oldest_run)
-    if found["calls"] == MOST and oldest_step is not None:
+    if oldest_step is not None:
         reached = max(reached, oldest_step)
     return Activity(
         since=reached,
         until=until,
         width=width,
         bounded=reached > since,
-        buckets=_without_gaps(found["buckets"] or (), since, until, width),
+        buckets=[
+            bucket
+            for bucket in _without_gaps(found["buckets"] or (), since, until, width)
+            if bucket.at + width > reached
+        ],
         workflows=[
             WorkflowActivity(row["workflow_id"], row["runs"], row["failures"], *_times(row))
             for row in found["workflows"] or ()

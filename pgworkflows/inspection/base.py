@@ -43,6 +43,11 @@ class Inspection(Operations):
         """The rows of a statement that writes each as JSON."""
         return [json.loads(text) for (text,) in self._fetch(name, params)]
 
+    def _now(self) -> datetime:
+        """The time, by the server's clock."""
+        [found] = self._fetch_json("get_mark", {})
+        return moment(found["now"])
+
 
 def _checked_client(given: object) -> WorkflowClient:
     if not isinstance(given, WorkflowClient):
@@ -55,6 +60,11 @@ def first_id_at(moment: datetime) -> UUID:
     1/4096 ms, with the version between them."""
     ticks = max(0, (moment - EPOCH) // _MICROSECOND * 4096 // 1000)
     return UUID(f"{ticks >> 12:012x}7{ticks & 0xFFF:03x}{0:016x}") if ticks >> 60 == 0 else LAST_ID
+
+
+def before(moment: datetime, duration: timedelta) -> datetime:
+    """The moment so long before another; not before runs could be."""
+    return EPOCH if moment - EPOCH < duration else moment - duration
 
 
 def started_at(run_id: UUID) -> datetime:

@@ -11,7 +11,7 @@ from typing import Any
 from uuid import UUID
 
 from pgworkflows.durations import Duration, parse_duration
-from pgworkflows.inspection.base import Inspection, moment
+from pgworkflows.inspection.base import Inspection, before, first_id_at, moment
 from pgworkflows.limits import quoted
 from pgworkflows.store import interval_text
 
@@ -35,7 +35,8 @@ class StuckReason(StrEnum):
 @dataclass(frozen=True)
 class Stuck:
     """Runs of one workflow in one queue that are stuck for one reason: how many, up to three of them, and since when
-    the longest of them is. `explanation` says what is the matter, `remedy` what to do: a command, or what to deploy."""
+    the longest of them is. Of waits, pauses and what is due the oldest 2,000 are looked at. `explanation` says what is
+    the matter, `remedy` what to do: a command, or what to deploy."""
 
     reason: StuckReason
     workflow_id: str
@@ -66,8 +67,12 @@ class StuckOperations(Inspection):
         """
         if type(limit) is not int or not 1 <= limit <= MAX_GROUPS:
             raise ValueError(f"limit must be an int within 1 and {MAX_GROUPS}, not {quoted(limit)}")
+        waits = parse_duration(waits_older_than, "waits_older_than")
+        now = self._now()
         params = {
-            "wait_over": interval_text(parse_duration(waits_older_than, "waits_older_than")),
+            "now": now.isoformat(),
+            "first": str(first_id_at(before(now, waits))),
+            "wait_over": interval_text(waits),
             "step_over": interval_text(parse_duration(steps_longer_than, "steps_longer_than")),
             "lag_over": interval_text(parse_duration(lag_over, "lag_over")),
             "limit": limit,

@@ -4,31 +4,45 @@
 with looked as materialized (
     select r.id, r.workflow_id, r.status::text as status, r.created_at, r.completed_at
     from pgworkflows.runs as r
-    where r.id >= %(first)s::uuid and (%(workflow_id)s::text is null or r.workflow_id = %(workflow_id)s::text)
-    order by r.id desc
+    where r.id >= %(first)s::uuid
+        and (%(workflow_id)s::text is null or r.workflow_id = any (array[%(workflow_id)s::text]))
+    -- Of one workflow along its index, as in find_runs.sql.
+    order by case when %(workflow_id)s::text is not null then r.workflow_id::text end desc, r.id desc
     limit %(most)s::bigint
 ),
 ended as materialized (
     select looked.* from looked where looked.completed_at >= %(since)s::timestamptz
 ),
 called as materialized (
-    select r.workflow_id, s.step_id, s.status::text as status, s.completed_at, s.completed_at - s.started_at as took
+    select done.*
     from (
-        select s.run_id, s.step_id, s.status, s.started_at, s.completed_at
-        from pgworkflows.steps as s
-        where s.completed_at >= %(since)s::timestamptz and s.completed_at is not null
-            and s.kind = 'run' and s.status in ('completed', 'failed')
-        order by s.completed_at desc
-        limit %(most)s::bigint
-    ) as s
-    join pgworkflows.runs as r on r.id = s.run_id
-    where %(workflow_id)s::text is null or r.workflow_id = %(workflow_id)s::text
+        select s.step_id, s.status::text as status, s.completed_at, s.completed_at - s.started_at as took,
+            -- Each run by its id: joined, those of a workflow might all be read.
+            (select r.workflow_id from pgworkflows.runs as r where r.id = s.run_id) as workflow_id
+        from (
+            select s.run_id, s.step_id, s.status, s.started_at, s.completed_at
+            from pgworkflows.steps as s
+            where s.completed_at >= %(since)s::timestamptz and s.completed_at is not null
+                and s.kind = 'run' and s.status in ('completed', 'failed')
+            order by s.completed_at desc
+            limit %(most)s::bigint
+        ) as s
+    ) as done
+    where %(workflow_id)s::text is null or done.workflow_id = %(workflow_id)s::text
 )
 select json_build_object(
     'looked', (select count(*) from looked),
     'oldest', (select min(looked.created_at) from looked),
-    'oldest_step', (select min(called.completed_at) from called),
-    'calls', (select count(*) from called),
+    -- Where the steps that are looked at begin, if there are more.
+    'oldest_step', (
+        select s.completed_at
+        from pgworkflows.steps as s
+        where s.completed_at >= %(since)s::timestamptz and s.completed_at is not null
+            and s.kind = 'run' and s.status in ('completed', 'failed')
+        order by s.completed_at desc
+        offset %(most)s::bigint - 1
+        limit 1
+    ),
     'buckets', (
         select json_agg(
             json_build_object(

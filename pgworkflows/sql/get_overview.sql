@@ -5,13 +5,17 @@ select json_build_object(
     'unfinished', (
         select json_object_agg(s.status, s.runs)
         from (
-            select coalesce(told.status, q.status)::text as status, count(*) as runs
-            from pgworkflows.queue as q
-            -- What a run that is asked to pause or to end shows already.
-            left join lateral (
-                select r.status from pgworkflows.runs as r where q.control is not null and r.id = q.run_id
-            ) as told on true
-            group by 1
+            select each.status::text as status, count(*) as runs
+            from (
+                select q.status::text from pgworkflows.queue as q where q.control is null
+                union all
+                -- What a run that is asked to pause or to end shows already.
+                select r.status::text
+                from pgworkflows.queue as q
+                join pgworkflows.runs as r on r.id = q.run_id
+                where q.control is not null
+            ) as each
+            group by each.status
         ) as s
     ),
     'lag_s', (

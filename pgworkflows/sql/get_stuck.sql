@@ -1,23 +1,15 @@
--- Unfinished runs that nothing will move, or that are long in coming, by reason, workflow and lane: how many, which for
--- example, since when at the longest, and what else there is to say of it as JSON. Locks nothing.
-with clock as materialized (
-    select moment.now, (
-        -- The least id of a run that was started so long ago that it may have waited for long enough.
-        lpad(to_hex(greatest(floor(extract(epoch from moment.now - %(wait_over)s::interval) * 1000), 0)::bigint), 12, '0')
-        || '00000000000000000000'
-    )::uuid as newest
-    from (select clock_timestamp() as now) as moment
-),
-live as materialized (
-    select w.id, w.workflows, w.queues from pgworkflows.workers as w where w.heartbeat_at > clock_timestamp() - w.lease
+-- Planned anew each time. Unfinished runs that nothing will move, or that are long in coming, by reason, workflow and lane:
+-- how many, which for example, since when at the longest, and what else there is to say of it as JSON. Of waits, pauses and
+-- what is due, the oldest 2,000 are looked at. Locks nothing.
+with live as materialized (
+    select w.id, w.workflows, w.queues from pgworkflows.workers as w where w.heartbeat_at > %(now)s::timestamptz - w.lease
 ),
 ready as materialized (
     select g.workflow_id, g.queue, g.runs, oldest.since, oldest.examples
     from (
         select q.workflow_id, q.queue, count(*) as runs
         from pgworkflows.queue as q
-        cross join clock
-        where q.status = 'pending' and q.wake_at is null and q.ready_at < clock.now - %(lag_over)s::interval
+        where q.status = 'pending' and q.wake_at is null and q.ready_at < %(now)s::timestamptz - %(lag_over)s::interval
         group by q.workflow_id, q.queue
     ) as g
     -- A run that a worker has given back keeps its place, and so the time since which it was ready once.
@@ -35,8 +27,7 @@ ready as materialized (
             ) as first
             join pgworkflows.runs as r on r.id = first.run_id
         ) as q
-        cross join clock
-        where q.since < clock.now - %(lag_over)s::interval
+        where q.since < %(now)s::timestamptz - %(lag_over)s::interval
     ) as oldest
     where oldest.since is not null
 ),
@@ -63,20 +54,18 @@ found as (
         (
             select q.run_id, q.workflow_id, q.queue, q.wake_at as due
             from pgworkflows.queue as q
-            cross join clock
-            where q.wake_at < clock.now - %(lag_over)s::interval
+            where q.wake_at < %(now)s::timestamptz - %(lag_over)s::interval
             order by q.wake_at
-            limit 10000
+            limit 2000
         )
         union all
         (
             select q.run_id, q.workflow_id, q.queue, q.timeout_at
             from pgworkflows.queue as q
-            cross join clock
-            where q.timeout_at < clock.now - %(lag_over)s::interval
-                and (q.wake_at is null or q.wake_at >= clock.now - %(lag_over)s::interval)
+            where q.timeout_at < %(now)s::timestamptz - %(lag_over)s::interval
+                and (q.wake_at is null or q.wake_at >= %(now)s::timestamptz - %(lag_over)s::interval)
             order by q.timeout_at
-            limit 10000
+            limit 2000
         )
     ) as q
     group by q.workflow_id, q.queue
@@ -95,15 +84,13 @@ found as (
             json_build_object('worker_id', held.worker_id, 'hostname', w.hostname, 'pid', w.pid) as worker
         from (select distinct q.worker_id from pgworkflows.queue as q where q.worker_id is not null) as held
         left join pgworkflows.workers as w on w.id = held.worker_id
-        cross join clock
-        where w.id is null or w.heartbeat_at < clock.now - greatest(w.lease, %(lag_over)s::interval)
+        where w.id is null or w.heartbeat_at < %(now)s::timestamptz - greatest(w.lease, %(lag_over)s::interval)
     ) as gone
     join pgworkflows.queue as q on q.worker_id = gone.worker_id
     join pgworkflows.runs as r on r.id = q.run_id
-    cross join clock
     -- From one that was struck the live take over within seconds; since when it is that, nobody can say.
     where not gone.struck
-        or (not exists (select from live) and r.updated_at < clock.now - %(lag_over)s::interval)
+        or (not exists (select from live) and r.updated_at < %(now)s::timestamptz - %(lag_over)s::interval)
     group by q.workflow_id, q.queue
     union all
     select 'step_in_flight', q.workflow_id, q.queue, count(*), (array_agg(q.run_id order by q.since))[1:3], min(q.since),
@@ -115,14 +102,12 @@ found as (
         join pgworkflows.workers as w on w.id = q.worker_id
         join live on live.id = q.worker_id
         join pgworkflows.runs as r on r.id = q.run_id
-        cross join clock
         left join lateral (
             select max(s.completed_at) as at from pgworkflows.steps as s where s.run_id = q.run_id
         ) as last on true
-        where q.worker_id is not null and r.updated_at < clock.now - %(step_over)s::interval
+        where q.worker_id is not null and r.updated_at < %(now)s::timestamptz - %(step_over)s::interval
     ) as q
-    cross join clock
-    where q.since < clock.now - %(step_over)s::interval
+    where q.since < %(now)s::timestamptz - %(step_over)s::interval
     group by q.workflow_id, q.queue
     union all
     -- By the event that they wait for. Who has begun to wait before then was started before then.
@@ -133,10 +118,10 @@ found as (
         from (
             select q.run_id, q.workflow_id, q.queue, q.wait_event
             from pgworkflows.queue as q
-            where q.run_id < (select clock.newest from clock)
+            where q.run_id < %(first)s::uuid
                 and q.status = 'waiting' and q.wait_kind = 'event' and q.wake_at is null and q.timeout_at is null
             order by q.run_id
-            limit 10000
+            limit 2000
         ) as q
         join lateral (
             select s.started_at from pgworkflows.steps as s
@@ -145,8 +130,7 @@ found as (
             limit 1
         ) as s on true
     ) as q
-    cross join clock
-    where q.since < clock.now - %(wait_over)s::interval
+    where q.since < %(now)s::timestamptz - %(wait_over)s::interval
     group by q.workflow_id, q.queue, q.wait_event
     union all
     select 'paused', q.workflow_id, q.queue, count(*), (array_agg(q.run_id order by q.paused_at))[1:3], min(q.paused_at), null
@@ -154,19 +138,17 @@ found as (
         select q.run_id, q.workflow_id, q.queue, r.paused_at
         from pgworkflows.queue as q
         join pgworkflows.runs as r on r.id = q.run_id
-        cross join clock
-        where q.run_id < (select clock.newest from clock) and q.status = 'paused' and r.paused_at < clock.now - %(wait_over)s::interval
+        where q.run_id < %(first)s::uuid and q.status = 'paused' and r.paused_at < %(now)s::timestamptz - %(wait_over)s::interval
         order by q.run_id
-        limit 10000
+        limit 2000
     ) as q
     group by q.workflow_id, q.queue
 )
 select json_build_object(
     'reason', found.reason, 'workflow_id', found.workflow_id, 'queue', found.queue, 'runs', found.runs,
-    'examples', found.examples, 'since', found.since, 'now', clock.now, 'more', found.more,
+    'examples', found.examples, 'since', found.since, 'now', %(now)s::timestamptz, 'more', found.more,
     'live_workers', (select count(*) from live)
 )::text
 from found
-cross join clock
 order by found.since, found.reason, found.workflow_id, found.queue
 limit %(limit)s::bigint
