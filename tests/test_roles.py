@@ -451,7 +451,12 @@ class TestInspector:
             assert everything.get_timeline(mine.id).run.id == mine.id
             mark = everything.get_changes().mark
             everything.get_changes(mark)
-            for look in (everything.get_overview, everything.get_workers, everything.get_declared, everything.get_stuck):
+            for look in (
+                everything.get_overview,
+                everything.get_workers,
+                everything.get_declared,
+                everything.get_stuck,
+            ):
                 look()
             own = Inspector(client)
             for statuses in (None, ["pending"]):
