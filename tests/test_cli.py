@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -324,6 +325,19 @@ def test_schedules_are_listed_paused_resumed_and_triggered(told: Story) -> None:
     [line] = cli.says("schedules", "trigger", "nightly")
     assert line.endswith(" of workflow nightly is pending")
     assert cli.json("schedules", "trigger", "nightly")["workflow_id"] == "nightly"
+
+
+def test_every_remedy_is_a_command_with_the_options_it_names() -> None:
+    folder = Path(pgworkflows.__file__).parent / "inspection"
+    text = "\n".join(path.read_text() for path in folder.glob("*.py"))
+    remedies = re.findall(r"\bpgworkflows ([a-z-]+)((?: [-A-Z:a-z_{}]+)*)", text)
+    assert len(remedies) > 8
+    with program.make_context("pgworkflows", ["status"]) as ctx:
+        for name, words in remedies:
+            command = program.get_command(ctx, name)
+            assert command is not None, name
+            options = {word for each in command.params for word in each.opts}
+            assert {word for word in words.split() if word.startswith("--")} <= options
 
 
 # Steering -----------------------------------------------------------------------------------------------------------

@@ -393,6 +393,9 @@ def test_a_command_goes_to_the_database_it_names(shop_url: str, empty_database_u
         assert len(printed("runs").splitlines()) == 2
         for words in (["runs", "--database", "other"], ["--database", "other", "runs"]):
             assert len(printed(*words).splitlines()) == 1
+        run = engine().get_runs().items[0]
+        shown = printed("show", str(run.id))
+        assert "end it by  manage.py pgworkflows worker --queue default\n" in shown
         assert printed("schedules", "--database", "other") == printed("--database", "other", "schedules")
         with pytest.raises(CommandError, match="workflow 'ship' has no schedule"):
             printed("schedules", "pause", "ship", "--database", "other")

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -511,7 +512,8 @@ def test_the_commands_show_and_steer(shell: Shell, database_url: str) -> None:
         assert listed.exit_code == 0, listed.output
         assert [line.split()[:3] for line in listed.stdout.splitlines()[1:]] == [[str(lost.id), "which", "pending"]]
         shown = shell.run("show", str(lost.id)).stdout
-        assert "end it by  pgworkflows" not in shown
+        assert re.search(r"^end it by  \S+ pgworkflows worker --queue default$", shown, re.MULTILINE)
+        assert shell.run("demo").exit_code == 2
         assert shell.run("cancel", str(lost.id)).stdout == f"run {lost.id} is cancelled\n"
         refused = shell.run("cancel", str(lost.id))
         assert (refused.exit_code, refused.stdout) == (1, "")

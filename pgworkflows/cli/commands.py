@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Collection, Mapping
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -40,26 +41,33 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "ui": ("dashboard:ui", "Serve the dashboard, for a browser."),
 }
 """The module in pgworkflows.cli and the name in it, and the first sentence of the command's help."""
+_GIVEN = re.compile(rf"\bpgworkflows (?=(?:{'|'.join(COMMANDS)})\b)")
 
 
 class Commands(click.Group):
     """The commands, on the client that `connect` makes: of a connection string, of a Flask application, of a Django
-    project. It is made when a command asks for it."""
+    project. It is made when a command asks for it. `without`: the commands that are of no use there."""
 
     def __init__(
-        self, *args: Any, connect: Callable[[click.Context], WorkflowClient] | None = None, **options: Any
+        self,
+        *args: Any,
+        connect: Callable[[click.Context], WorkflowClient] | None = None,
+        without: Collection[str] = (),
+        **options: Any,
     ) -> None:
         super().__init__(*args, **options)
         self.connect = connect
+        self.without = without
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """The names, those of the host first."""
-        return [*super().list_commands(ctx), *(name for name in COMMANDS if name not in self.commands)]
+        others = (name for name in COMMANDS if name not in self.commands and name not in self.without)
+        return [*super().list_commands(ctx), *others]
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """The command of this name: of the host, or of the table."""
         own = super().get_command(ctx, cmd_name)
-        if own is not None or cmd_name not in COMMANDS:
+        if own is not None or cmd_name not in COMMANDS or cmd_name in self.without:
             return own
         module, _, name = COMMANDS[cmd_name][0].partition(":")
         found = getattr(import_module(f"pgworkflows.cli.{module}"), name)
@@ -106,3 +114,14 @@ def client_of(ctx: click.Context) -> WorkflowClient:
 def current_client() -> WorkflowClient:
     """The client of the command that is running."""
     return client_of(click.get_current_context())
+
+
+def as_given_here(text: str) -> str:
+    """A text with the commands in it as they are given to the program that is running: to pgworkflows itself, to Flask
+    or to Django, where a worker has its engine."""
+    parent = click.get_current_context().parent
+    if parent is None:
+        return text
+    if isinstance(parent.command, Commands) and "worker" in parent.command.commands:
+        text = text.replace("pgworkflows worker MODULE:ENGINE", "pgworkflows worker")
+    return _GIVEN.sub(lambda _: f"{parent.command_path} ", text)

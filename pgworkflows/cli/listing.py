@@ -10,7 +10,7 @@ from typing import Any
 import click
 from rich.text import Text
 
-from pgworkflows.cli.commands import current_client
+from pgworkflows.cli.commands import as_given_here, current_client
 from pgworkflows.cli.options import given, run_argument, with_filters
 from pgworkflows.cli.output import (
     STYLES,
@@ -124,19 +124,12 @@ def _about(timeline: Timeline, *, short: bool) -> Iterator[tuple[str, object]]:
         yield "waits for", f"{wait.what}{since}"
         yield "until", wait.until
         if wait.remedy is not None:
-            yield "end it by", _in_this_program(wait.remedy.command)
+            yield "end it by", as_given_here(wait.remedy.command)
     if short:
         yield "input", None if run.input is None else payload(run.input)
         yield "output", None if run.output is None else payload(run.output)
     if run.error is not None:
         yield "error", Text(failure(run.error), style=STYLES["failed"])
-
-
-def _in_this_program(command: str) -> str:
-    """A command as it is given here: to pgworkflows, to Flask, to Django."""
-    parent = click.get_current_context().parent
-    name = "pgworkflows" if parent is None else parent.command_path
-    return command.replace("pgworkflows", name, 1)
 
 
 def _print_steps(timeline: Timeline, *, short: bool) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 from rich.text import Text
 
-from pgworkflows.cli.commands import current_client
+from pgworkflows.cli.commands import as_given_here, current_client
 from pgworkflows.cli.exits import Exit
 from pgworkflows.cli.output import json_option, print_details, print_json, print_table, say
 from pgworkflows.cli.wording import age
@@ -109,7 +109,7 @@ def stuck(waits_older_than: str, steps_longer_than: str, lag_over: str, as_json:
             [
                 ("stuck", each.explanation),
                 ("since", each.since),
-                ("remedy", each.remedy),
+                ("remedy", as_given_here(each.remedy)),
                 *(("run", run_id) for run_id in each.examples),
             ]
         )

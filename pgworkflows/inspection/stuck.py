@@ -115,7 +115,7 @@ _WORDS = {
     ),
     StuckReason.NO_WORKER_SERVES_QUEUE: (
         "{runs}, ready for up to {long}: live workers have that workflow, but none of them serves that queue",
-        "pgworkflows worker MODULE:ENGINE --queues {queue_argument}, or let another worker serve queue {queue!r}",
+        "pgworkflows worker MODULE:ENGINE --queue {queue_argument}, or let another worker serve queue {queue!r}",
     ),
     StuckReason.LAGGING: (
         (

@@ -75,7 +75,7 @@ _COMMANDS = {
     "fast_forward_workflow": "pgworkflows fast-forward {run_id}",
     "resume_workflow": "pgworkflows resume {run_id}",
     "cancel_workflow": "pgworkflows cancel {run_id}",
-    "start_worker": "pgworkflows worker MODULE:ENGINE --queues {queue}",
+    "start_worker": "pgworkflows worker MODULE:ENGINE --queue {queue}",
 }
 
 

@@ -55,7 +55,10 @@ def _engine(ctx: click.Context) -> DjangoEngine:
 
 
 commands = DjangoCommands(
-    "pgworkflows", connect=_engine, help="Execute, watch and steer the workflows of this project."
+    "pgworkflows",
+    connect=_engine,
+    without={"demo"},
+    help="Execute, watch and steer the workflows of this project.",
 )
 
 

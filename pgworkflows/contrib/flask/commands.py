@@ -19,7 +19,7 @@ def _engine(ctx: click.Context) -> WorkflowEngine:
     return engine_of(ctx.ensure_object(ScriptInfo).load_app())
 
 
-@click.group("pgworkflows", cls=Commands, connect=_engine)
+@click.group("pgworkflows", cls=Commands, connect=_engine, without={"demo"})
 @with_appcontext
 def commands() -> None:
     """Execute, watch and steer the workflows of this application."""
