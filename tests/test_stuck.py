@@ -89,7 +89,7 @@ def test_runs_that_no_worker_would_take_are_stuck(engine: WorkflowEngine, inspec
         client_only.cancel_workflow(run.id)
         engine.start_workflow(quick, queue="no such lane")
         lane = the_one_that_is_stuck(inspector, StuckReason.NO_WORKER_SERVES_QUEUE, lag_over=0)
-        assert "--queues 'no such lane'" in lane.remedy
+        assert "--queue 'no such lane'" in lane.remedy
     client_only.close()
 
 
