@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -376,6 +377,7 @@ def test_files_and_commands_that_are_named_exist(page: Path) -> None:
 TEST_NAME = re.compile(r"`(test_\w+\.py(?:::\w+)+)`")
 
 
+@cache
 def existing_tests() -> set[str]:
     """The tests of this suite, and the classes they stand in, as pages name them."""
     found: set[str] = set()

@@ -15,7 +15,7 @@ from random_workflows import Ask, Block, Deed, Delay, Mail, Pass, Run, Work, dee
 
 from pgworkflows.runs import RunStatus
 
-EXAMPLES = int(os.environ.get("PGWORKFLOWS_TEST_EXAMPLES", "1000"))
+EXAMPLES = int(os.environ.get("PGWORKFLOWS_TEST_EXAMPLES", "500"))
 MANY = settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 HALF = settings(MANY, max_examples=max(1, EXAMPLES // 2))
 FEWER = settings(MANY, max_examples=max(1, EXAMPLES // 6))
