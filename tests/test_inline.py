@@ -3,23 +3,27 @@ are: Django's TestCase, and a connection that a test rolls back."""
 
 from __future__ import annotations
 
+import io
 import threading
 import unittest
+from datetime import timedelta
 from typing import Any
 
 import psycopg
 import pytest
+from django.core.management import call_command
 from django.db import connection, transaction
 from django.http import HttpRequest, HttpResponse, JsonResponse
 from django.test import Client, TestCase, TransactionTestCase, override_settings
 from django.urls import path
+from django.utils import timezone
 from djangoing import set_up
 from flask import Flask
 from pages import DOCS, named
 from working import rows, value
 
 from pgworkflows import ConfigurationError, Step, Steps, WorkflowEngine, workflow
-from pgworkflows.testing import delete_runs, inline, make_clock_movable
+from pgworkflows.testing import inline, make_clock_movable
 
 set_up()
 
@@ -36,6 +40,11 @@ def greet(step: Step, name: str) -> Steps[str]:
     greeting = yield from step.run("greet", lambda: f"hello {name}")
     reply = yield from step.wait_for("reply", "replied", timeout="3 days")
     return f"{greeting}, {reply}"
+
+
+@workflow("nightly", schedule="0 3 * * *")
+def nightly(step: Step) -> Steps[None]:
+    yield from step.run("look back", lambda: None)
 
 
 def plain(url: str) -> WorkflowEngine:
@@ -174,10 +183,6 @@ class Views:
     url: str
     commits: bool
 
-    def setUp(self) -> None:
-        if not connection.in_atomic_block:
-            delete_runs(django_engine())
-
     def test_an_order_is_shipped_when_its_page_is_here(self) -> None:
         with inline(django_engine()) as workflows:
             page = self.client.get("/orders/book")
@@ -230,6 +235,40 @@ def test_views_in_djangos_test_cases(kind: type[TransactionTestCase], shop_url: 
         commits = kind is TransactionTestCase
 
     played(Case)
+
+
+def test_what_a_transaction_test_case_has_committed_is_gone_in_the_next(shop_url: str) -> None:
+    make_clock_movable(shop_url)
+
+    class Case(TransactionTestCase):
+        def test_it(self) -> None:
+            assert django_engine().get_schedules() == []
+            assert django_engine().get_runs().items == []
+            with inline(django_engine()) as workflows:
+                assert (workflows.now() - timezone.now()) < timedelta(minutes=1), "time is not what it was in the other"
+                workflows.register(nightly)
+                run = workflows.start(greet, "Ada")
+                run.assert_waiting_for("replied")
+                workflows.travel("3 days")
+                run.assert_completed("hello Ada, None")
+                workflows.last_run(nightly).assert_completed()
+                django_engine().unregister_workflow("greet")
+                django_engine().unregister_workflow("nightly")
+
+        test_it_again = test_it
+
+    played(Case)
+    assert value(shop_url, STARTED) == 0
+
+
+def test_a_flush_that_asks_leaves_the_runs(shop_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    start_workflow("ship", {"order": 1})
+    for answer, said in (("no", "cancelled"), ("yes", "left as they are")):
+        monkeypatch.setattr("builtins.input", lambda _, answer=answer: answer)
+        told = io.StringIO()
+        call_command("flush", stdout=told)
+        assert said in told.getvalue()
+        assert value(shop_url, STARTED) == 1
 
 
 def test_the_test_case_on_the_page_passes(shop_url: str) -> None:

@@ -46,6 +46,11 @@ class Clock:
         """Let it stand at this moment, unless it is later already."""
         self._connection.fetch("stand_clock", (max(moment, self.now()).isoformat(),))
 
+    def set_back(self) -> None:
+        """It tells the real time again, if it could be moved at all."""
+        if self._connection.fetch("find_clock", ()):
+            self._connection.fetch("set_clock_back", ())
+
     def next_due(self) -> tuple[datetime | None, timedelta]:
         """When the next row of the queue becomes due, and how far the clock has gone on although it stands: a wait that
         begins then ends that much later than one reckons."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Generator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 from pgworkflows.borrowed import borrowed
-from pgworkflows.database import connect
+from pgworkflows.claims import WorkerConnection
 from pgworkflows.engine import WorkflowEngine
 from pgworkflows.plugins import Plugin
-from pgworkflows.schema import statement
+from pgworkflows.testing.clock import Clock
 from pgworkflows.testing.lent import LentConnection, WatchedDatabase
 from pgworkflows.testing.workflows import Workflows
 
@@ -55,10 +55,11 @@ def inline(engine: WorkflowEngine, *, connection: Any = None) -> Generator[Workf
 
 
 def delete_runs(engine: WorkflowEngine) -> None:
-    """Delete all runs of a database that is for tests alone, where no transaction takes them back: Django's
-    TransactionTestCase empties the tables of its models only."""
-    with connect(engine.conninfo) as conn:
-        conn.run(statement("delete_runs", engine.schema), ())
+    """Delete all runs and schedules of a database that is for tests alone, and set its clock back, where no transaction
+    does: Django's TransactionTestCase empties the tables of its models only."""
+    with closing(WorkerConnection(engine.conninfo, engine.schema)) as connection:
+        connection.fetch("delete_runs", ())
+        Clock(connection).set_back()
 
 
 class _DjangoCase:

@@ -52,6 +52,7 @@ INSTALLED_APPS = [
     "django.contrib.messages",
     "django.contrib.sessions",
     "pgworkflows.contrib.django",
+    "pgworkflows.contrib.django.testing",
     "shop",
 ]
 MIDDLEWARE = [
