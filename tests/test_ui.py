@@ -23,6 +23,7 @@ from werkzeug.test import Client
 from working import rows, value, working
 
 from pgworkflows import RunStatus, Step, Steps, Workflow, WorkflowClient, WorkflowEngine, workflow
+from pgworkflows.inspection import Inspector
 from pgworkflows.ui import Dashboard
 
 
@@ -112,6 +113,16 @@ def ordered(engine: WorkflowEngine, **input: Any) -> UUID:
     return engine.start_workflow(order, {"customer": "ada", **input}).id
 
 
+def an_hour_ago(engine: WorkflowEngine, run: UUID) -> None:
+    """Let a run have been ready for an hour."""
+    rows(
+        engine.conninfo,
+        "with run as (update pgworkflows.runs set updated_at = now() - interval '1 hour' where id = %s returning id) "
+        "update pgworkflows.queue set ready_at = now() - interval '1 hour' from run where run_id = run.id",
+        run,
+    )
+
+
 def listed(page: Element) -> list[str]:
     """The runs of a list."""
     return [each.text for each in page.all("a") if each.attributes.get("class") == "id"]
@@ -127,11 +138,10 @@ def test_the_overview_shows_numbers_workers_schedules_and_what_is_stuck(
     engine.start_workflow(fail, "no")
     work(engine)
     stuck = WorkflowClient(engine.conninfo).start_workflow("nobody", None)
-    rows(
-        engine.conninfo, "update pgworkflows.queue set ready_at = now() - interval '1 hour' where run_id = %s", stuck.id
-    )
+    an_hour_ago(engine, stuck.id)
     with working(engine):
         page = browser.see("/")
+        [cause] = Inspector(engine).get_stuck()
         pid = value(engine.conninfo, "select pid from pgworkflows.workers")
     workers, schedules, workflows, steps, _ = [cells(table) for table in page.all("table")]
     assert workers[1][0].endswith(f":{pid}")
@@ -143,7 +153,8 @@ def test_the_overview_shows_numbers_workers_schedules_and_what_is_stuck(
     assert "1 pending" in numbers
     assert "1 waiting" in numbers
     assert "1 failed100.0 %" in numbers
-    assert "no live worker has that workflow" in page.text
+    assert cause.explanation.partition(", ready")[0] in page.text
+    assert cause.remedy in page.text
     assert str(stuck.id) in listed(page)
 
 
@@ -289,6 +300,23 @@ def test_a_huge_payload_is_cut_and_the_whole_is_a_link_away(engine: WorkflowEngi
     assert browser.open(f"/runs/{run}/input/secrets").status_code == 404
 
 
+@pytest.mark.parametrize("depth", [300, 900])
+def test_a_payload_that_is_nested_deeply_is_shown_or_said_to_be(engine: WorkflowEngine, depth: int) -> None:
+    nested: Any = "the bottom"
+    for _ in range(depth):
+        nested = {"a": nested}
+    run = engine.start_workflow(echo, nested).id
+    for redact in (None, ["password"]):
+        browser = Browser(Dashboard(engine, actions=True, redact=redact))
+        browser.see(f"/runs/{run}")
+        browser.see(f"/start?workflow=echo&from={run}")
+        answer = browser.open(f"/runs/{run}/input")
+        assert "the bottom" in answer.text or "nested too deeply" in answer.text or "(hidden: redact" in answer.text
+        browser.see("/start?workflow=echo")
+        browser.send("/start", **{"json:": json.dumps(nested)})
+        assert engine.get_runs().items[0].input == nested
+
+
 def test_what_has_no_run_or_no_page_is_not_found(browser: Browser) -> None:
     assert browser.open(f"/runs/{uuid4()}").status_code == 404
     assert "was not found" in browser.page.text
@@ -408,7 +436,7 @@ def test_what_somebody_has_stored_is_text_on_every_page(engine: WorkflowEngine) 
     client.trigger_event(run.id, evil, evil)
     failed = engine.start_workflow(fail, evil, resource_id=evil)
     work(engine)
-    rows(engine.conninfo, "update pgworkflows.queue set ready_at = now() - interval '1 hour'")
+    an_hour_ago(engine, run.id)
     answers = crawled(Browser(Dashboard(engine, actions=True)))
     assert f"/runs/{failed.id}" in answers
     pages = [read(html) for html in answers.values() if html.startswith("<!doctype html>")]
@@ -535,6 +563,7 @@ def test_all_runs_that_match_are_counted_and_then_steered(engine: WorkflowEngine
     assert "60 runs would be cancelled" in page.text
     browser.send("/runs/bulk")
     assert browser.said == "60 runs cancelled."
+    assert browser.path == "/runs?resource=x"
     assert dict(
         rows(
             engine.conninfo,

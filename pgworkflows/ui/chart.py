@@ -31,6 +31,8 @@ class Chart:
         self.queued = self._bar(self._start, run.started_at or self._end)
         self.whole = self._bar(run.started_at or self._end, self._end, open=not run.status.finished)
 
+        self.took = self._end - (run.started_at or self._start)
+
     @property
     def length(self) -> timedelta:
         return self._end - self._start

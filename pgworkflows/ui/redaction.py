@@ -57,8 +57,13 @@ def masked(value: Any, keys: frozenset[str]) -> Any:
 
 def holds_mask(value: Any) -> bool:
     """Whether some text in a JSON value is a mask that somebody has sent back."""
-    if isinstance(value, dict):
-        return any(holds_mask(inner) for inner in cast("dict[str, Any]", value).values())
-    if isinstance(value, list):
-        return any(holds_mask(inner) for inner in cast("list[object]", value))
-    return isinstance(value, str) and value == MASK
+    ahead: list[Any] = [value]
+    while ahead:
+        each = ahead.pop()
+        if each == MASK:
+            return True
+        if isinstance(each, dict):
+            ahead += cast("dict[str, Any]", each).values()
+        elif isinstance(each, list):
+            ahead += cast("list[object]", each)
+    return False

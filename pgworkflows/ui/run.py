@@ -57,8 +57,10 @@ def send_event_payload(visit: Visit, run: WorkflowRun, number: int) -> Response:
 
 
 def _as_json(value: Any) -> Response:
-    try:
-        text = json.dumps(value, ensure_ascii=False, indent=2)
-    except RecursionError:
-        text = json.dumps(value, ensure_ascii=False)
-    return Response(text + "\n", mimetype="application/json")
+    for indent in (2, None):  # what is nested deeply can be written on one line only
+        try:
+            text = json.dumps(value, ensure_ascii=False, default=str, indent=indent)
+        except RecursionError:
+            continue
+        return Response(f"{text}\n", mimetype="application/json")
+    raise NotFound("This payload is nested too deeply to be shown: read it in SQL.")

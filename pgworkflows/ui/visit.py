@@ -106,6 +106,10 @@ class Visit:
         """The path of a page, below wherever the dashboard is mounted."""
         return self._adapter.build(endpoint, {name: value for name, value in values.items() if value is not None})
 
+    def below(self, endpoint: str, **values: Any) -> str:
+        """The same without the mount, as forms say where they were."""
+        return self.url(endpoint, **values).removeprefix(self.root)
+
     def file(self, name: str) -> str:
         """The address of one of our own files, another one in each version."""
         return self.url("static", path=name, v=self.dashboard.version)

@@ -59,9 +59,9 @@ def percent(value: float | None) -> str:
 
 
 def pretty(value: Any) -> str:
-    """A JSON value to be read, one that is nested too deeply on one line."""
+    """A JSON value to be read; what a function has put in its place may be anything."""
     try:
-        return plain(json.dumps(value, ensure_ascii=False, indent=2))
+        return plain(json.dumps(value, ensure_ascii=False, indent=2, default=str))
     except RecursionError:
         return "(nested too deeply to be laid out: open the whole)"
 
