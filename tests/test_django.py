@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -384,6 +385,19 @@ def test_migrations_are_planned_and_applied_without_djangos_record(empty_databas
         assert printed("migrate").splitlines() == [f"applied {name}" for name in NAMES]
         assert printed("migrate", "--plan") == "nothing to apply\n"
         call_command("migrate", verbosity=0)
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(shop_url: str) -> None:
+    shown = shlex.join(command("pgworkflows", "status"))
+    done = subprocess.run(
+        ["sh", "-c", f"{shown} | (exec <&-; sleep 0.01)"],
+        cwd=PROJECT,
+        env=environment(shop_url),
+        stderr=subprocess.PIPE,
+        text=True,
+        check=True,
+    )
+    assert done.stderr == ""
 
 
 def test_a_command_goes_to_the_database_it_names(shop_url: str, empty_database_url: str) -> None:

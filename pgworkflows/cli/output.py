@@ -45,7 +45,7 @@ def console(*, stderr: bool = False) -> Console:
 
 def say(text: str = "", style: str | None = None, *, stderr: bool = False) -> None:
     """Print a line that holds no line break; a terminal wraps it."""
-    _print(Text(cleaned(text), style=style or ""), stderr=stderr)
+    _print(console(stderr=stderr), Text(cleaned(text), style=style or ""))
 
 
 def hint(text: str) -> None:
@@ -78,7 +78,7 @@ def print_table(
             print_details(zip(head, row, strict=True), stderr=stderr)
         return
     for line in (titles, *cells):
-        _print(_joined(line, widths, numbers), stderr=stderr)
+        _print(found, _joined(line, widths, numbers))
 
 
 def print_details(pairs: Iterable[tuple[str, object]], *, stderr: bool = False) -> None:
@@ -91,7 +91,7 @@ def print_details(pairs: Iterable[tuple[str, object]], *, stderr: bool = False) 
         pieces = [value] if width is None else value.wrap(found, width, overflow="fold")
         for number, piece in enumerate(pieces or [value]):
             label = name.lower() if number == 0 else ""
-            _print(Text.assemble((f"{label:<{indent}}", "bold"), piece), stderr=stderr)
+            _print(found, Text.assemble((f"{label:<{indent}}", "bold"), piece))
 
 
 def shown(value: object) -> Text:
@@ -129,21 +129,26 @@ def _total(widths: Sequence[int]) -> int:
     return sum(widths) + len(GAP) * (len(widths) - 1)
 
 
-def _joined(line: Iterable[Text], widths: Iterable[int], numbers: Iterable[bool]) -> Text:
+def _joined(line: Sequence[Text], widths: Sequence[int], numbers: Sequence[bool]) -> Text:
     """A line of a table. Numbers stand at the right of their column."""
-    cells: list[Text] = []
-    for text, width, number in zip(line, widths, numbers, strict=True):
-        cell = text.copy()
-        cell.truncate(width, overflow="ellipsis")
-        cell.align("right" if number else "left", width)
-        cells.append(cell)
-    joined = Text(GAP).join(cells)
+    joined = Text()
+    for place, (cell, width) in enumerate(zip(line, widths, strict=True)):
+        if cell.cell_len > width:
+            cell = cell.copy()
+            cell.truncate(width, overflow="ellipsis")
+        blanks = " " * (width - cell.cell_len)
+        before = (GAP if place else "") + (blanks if numbers[place] else "")
+        joined.append(before).append_text(cell).append("" if numbers[place] else blanks)
     joined.rstrip()
     return joined
 
 
-def _print(line: Text, *, stderr: bool = False) -> None:
-    console(stderr=stderr).print(line, soft_wrap=True)
+def _print(found: Console, line: Text) -> None:
+    if found.is_terminal:
+        found.print(line, soft_wrap=True)
+    else:
+        found.file.write(f"{line.plain}\n")
+        found.file.flush()  # whoever reads may have gone: that is told here, and not when Python ends
 
 
 def _plain(value: object) -> Any:

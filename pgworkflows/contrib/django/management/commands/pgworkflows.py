@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from contextlib import ExitStack, redirect_stderr, redirect_stdout
 from typing import Any
@@ -48,6 +49,10 @@ class Command(BaseCommand):
             ended = commands.main(words, "manage.py pgworkflows", standalone_mode=False, obj=database)
         except click.ClickException as error:
             raise CommandError(error.format_message(), returncode=error.exit_code) from error
+        except BrokenPipeError:
+            # Whoever reads has seen enough. What is left in the buffer shall not complain when Python ends.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return Exit.REFUSED
         except click.Abort as error:
             raise CommandError("Aborted!", returncode=Exit.REFUSED) from error
         except Error as error:
