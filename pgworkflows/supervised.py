@@ -70,7 +70,7 @@ class Voice:
             return cls(listener, SUPERVISOR_EVERY_S, lifeline=True)
         if not address.startswith(("/", "@")):
             return None
-        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         try:
             listener.connect(address.replace("@", "\0", 1) if address.startswith("@") else address)
         except OSError:  # as sd_notify has it: in a container the variable may be there, and the socket not

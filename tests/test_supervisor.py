@@ -246,6 +246,21 @@ def test_a_worker_that_dies_again_and_again_is_begun_ever_more_seldom(shop: Shop
     assert "Fatal Python error" not in command.said()
 
 
+def test_a_system_that_starts_no_processes_is_asked_ever_more_seldom_and_said_so() -> None:
+    program = (
+        "import logging; from datetime import timedelta; from pgworkflows.supervisor import Supervisor\n"
+        "supervisor = Supervisor(['/none/here'], 2, patience=timedelta(0), logger=logging.getLogger())\n"
+        "raise SystemExit(supervisor.run_forever())"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for _ in range(3):
+            assert "no worker process can be started: [Errno 2] No such file" in process.stderr.readline()
+        process.terminate()
+        assert process.wait(20) == 0
+        assert len(process.stderr.readlines()) < 3
+
+
 def test_at_a_terminal_control_c_is_for_the_supervisor_who_lets_steps_end(shop: Shop) -> None:
     """A step that does not end holds it up, until a second Ctrl-C."""
     command = [sys.executable, "-m", "pgworkflows", "worker", "app:engine", "--processes", "1"]

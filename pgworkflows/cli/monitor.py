@@ -50,7 +50,7 @@ def top(every: str, window: str, once: bool, as_json: bool) -> None:
     picture = look(inspector, window)
     if as_json:
         print_json(as_json_of(picture))
-    elif once or not console().is_terminal:
+    elif once or not console().is_terminal or console().is_dumb_terminal:
         console().print(drawn(picture, console().width), soft_wrap=True)
     else:
         _show(Watch(lambda: look(inspector, window), picture, every_s), every_s)

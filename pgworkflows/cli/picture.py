@@ -130,7 +130,8 @@ def _rates(activity: Activity) -> dict[str, float]:
 def _sparkline(activity: Activity, width: int) -> Text:
     """How many runs ended over the window, the newest on the right."""
     ended = [bucket.completed + bucket.failed for bucket in activity.buckets]
-    label = f"ended in {duration(activity.until - activity.buckets[0].at)} " if activity.buckets else ""
+    window = activity.until - activity.buckets[0].at if activity.buckets else timedelta(0)
+    label = f"{'' if any(ended) else 'none '}ended in {duration(window)} "
     ended = ended[-max(width - len(label), 1) :]
     most = max([1, *ended])
     bars = "".join(BARS[-(-count * (len(BARS) - 1) // most)] for count in ended).rstrip()
