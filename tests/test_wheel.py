@@ -59,6 +59,11 @@ def test_the_wheel_holds_all_that_the_package_reads(wheel: Path) -> None:
     assert others == {"pytest_pgworkflows.py"}
 
 
+def test_an_installed_wheel_brings_the_command(installed: Path, empty_database_url: str, tmp_path: Path) -> None:
+    said = run(installed.with_name("pgworkflows"), "--url", empty_database_url, "migrate", cwd=tmp_path)
+    assert said.startswith("applied 0001_initial\n")
+
+
 def test_an_installed_wheel_migrates_and_runs_a_workflow(
     installed: Path, empty_database_url: str, tmp_path: Path
 ) -> None:
