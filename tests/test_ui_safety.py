@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import quote, urlencode
 from uuid import UUID
 
 import pytest
@@ -211,6 +212,64 @@ def test_nobody_can_put_words_into_our_mouth(engine: WorkflowEngine) -> None:
         browser.keep("pgworkflows-said", cookie)
         browser.see("/help")
         assert browser.said == ""
+
+
+NASTY = [
+    "\0",
+    "%",
+    "%s",
+    "a" * 5000,
+    "\ud800",
+    "\u202e",
+    "'\"<>&",
+    "-1",
+    "0",
+    "1e9",
+    "9" * 30,
+    "null",
+    "[]",
+    "../../etc",
+    "é",
+]
+ASKED = {
+    "/runs": ["q", "workflow", "status", "resource", "queue", "parent", "after", "before", "cursor"],
+    "/start": ["workflow", "from", "as"],
+}
+TYPED = ["event", "data", "workflow", "action", "run", "do", "json:", "f:", "f:/customer", "count:", "option:delay"]
+TYPED += ["theme", "option:idempotency_key", "option:priority", "_back", "matching", "after"]
+
+
+def test_whatever_is_asked_for_is_answered_and_not_by_failing(engine: WorkflowEngine) -> None:
+    run = waiting(engine)
+    browser = Browser(Dashboard(engine, actions=True))
+    for path in {path_of(endpoint, run) for endpoint, route in ROUTES.items() if "GET" in route.methods}:
+        for name in ASKED.get(path, ["action", "window", "after"]):
+            for text in NASTY if path in ASKED else NASTY[:3]:
+                query = f"{name}={quote(text, errors='surrogatepass')}"
+                answer = browser.open(f"{path}{'&' if '?' in path else '?'}{query}")
+                assert answer.status_code in {200, 400, 404}, (path, query, answer.text)
+    for text in NASTY:
+        given = quote(text, errors="surrogatepass")
+        for path in ("/", "/static/", "/runs/", f"/runs/{run}/steps/"):
+            assert browser.open(path + given).status_code in {200, 400, 404}, (path, text)
+        for name in ("pgworkflows-csrf", "pgworkflows-said", "pgworkflows-theme"):
+            assert browser.open("/help", headers={"Cookie": f"{name}={given}; x"}).status_code == 200
+    for host in ("", "a b", "<x>", "[::1", "\xff", ":::", "a:b"):
+        assert browser.open("/help", headers={"Host": host}).status_code in {200, 400}, host
+
+
+def test_whatever_a_form_says_is_answered_and_not_by_failing(engine: WorkflowEngine) -> None:
+    run = waiting(engine)
+    browser = Browser(Dashboard(engine, actions=True))
+    browser.see("/")
+    token = browser.page.all("input", name="_token")[0].attributes["value"]
+    for endpoint in [*ACTIONS, "theme"]:
+        for number in range(len(NASTY) if endpoint == "send_start" else 5):
+            data = {name: NASTY[(number + place) % len(NASTY)] for place, name in enumerate(TYPED)}
+            data |= {"_token": token} | ({"workflow": "order", "do": "start"} if number % 2 else {"action": "pause"})
+            body = urlencode(data, errors="surrogatepass")
+            answer = browser.post(path_of(endpoint, run), body, content_type="application/x-www-form-urlencoded")
+            assert answer.status_code in {200, 400, 422}, (endpoint, data, answer.text)
 
 
 # Whom it asks -------------------------------------------------------------------------------------------------------

@@ -118,7 +118,7 @@ class Browser:
         [form, *_] = [each for each in self.page.all("form", method="post") if each.attributes["action"] == action]
         return self.post(action, {**fields_of(form), **({"do": button} if button else {}), **given})
 
-    def post(self, action: str, data: dict[str, Any], /, **options: Any) -> TestResponse:
+    def post(self, action: str, data: dict[str, Any] | str, /, **options: Any) -> TestResponse:
         """Send a form, whatever it is."""
         path = action.removeprefix(self._prefix)
         return self._ask(path, "POST", {"data": data, **options})
