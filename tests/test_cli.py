@@ -159,6 +159,14 @@ def test_a_database_that_is_not_there_is_exit_status_three(name: str) -> None:
     assert "127.0.0.1" in told.output
 
 
+def test_where_no_database_is_named_none_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    told = CliRunner().invoke(program, ["status"])
+    assert (told.exit_code, told.stdout) == (Exit.DATABASE, "")
+    assert told.stderr == "Error: no database is named: set DATABASE_URL, or give --url before the command\n"
+    assert list(tmp_path.iterdir()) == []
+
+
 # Looking ------------------------------------------------------------------------------------------------------------
 
 

@@ -24,11 +24,15 @@ Exit status:
 
 
 def _connect(ctx: click.Context) -> WorkflowClient:
-    from pgworkflows.client import WorkflowClient  # it imports the driver
+    from pgworkflows.cli.exits import DatabaseFailed  # they import the driver
+    from pgworkflows.client import WorkflowClient
+    from pgworkflows.embedded.default import default_directory
 
-    if ctx.resilient_parsing and ctx.params["url"] is None:
-        raise click.UsageError("no database is named")  # to complete a word, no server is started
-    client = WorkflowClient(ctx.params["url"], schema=ctx.params["schema"])
+    url = ctx.params["url"]
+    if url is None and (ctx.resilient_parsing or not default_directory().exists()):
+        # No server is begun just to be looked at, nor to complete a word.
+        raise DatabaseFailed("no database is named: set DATABASE_URL, or give --url before the command")
+    client = WorkflowClient(url, schema=ctx.params["schema"])
     ctx.call_on_close(client.close)
     return client
 
