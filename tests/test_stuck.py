@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import shlex
 import signal
 import threading
 from collections.abc import Iterator
 from typing import Any
 
+import click
 import psycopg
 import pytest
 from waiting import until
 from working import HandWorker, rows, worker_processes, working
 
 from pgworkflows import Step, Steps, WorkflowClient, WorkflowEngine, workflow
-from pgworkflows.inspection import Inspector, Stuck, StuckReason
+from pgworkflows.cli.program import program
+from pgworkflows.inspection import Inspector, Remedy, Stuck, StuckReason
 
 
 @workflow("quick")
@@ -184,3 +187,20 @@ def test_a_run_that_a_worker_has_given_back_is_not_late_by_all_the_time_that_it_
         worker.die()
         worker.take_over()
     assert inspector.get_stuck() == []
+
+
+def test_remedies_are_commands_that_there_are(engine: WorkflowEngine, inspector: Inspector) -> None:
+    run = engine.start_workflow(patient)
+    waits = [inspector.get_timeline(run.id).waits_for]
+    engine.worker().run_until_idle("20s")
+    waits.append(inspector.get_timeline(run.id).waits_for)
+    engine.pause_workflow(run.id)
+    waits.append(inspector.get_timeline(run.id).waits_for)
+    remedies = [wait.remedy for wait in waits if wait is not None and wait.remedy is not None]
+    assert [each.operation for each in remedies] == ["start_worker", "trigger_event", "resume_workflow"]
+    remedies += [Remedy(name, {"run_id": str(run.id)}) for name in ("fast_forward_workflow", "cancel_workflow")]
+    for remedy in remedies:
+        _, name, *arguments = shlex.split(remedy.command)
+        command = program.get_command(click.Context(program), name)
+        assert command is not None, name
+        command.make_context(name, arguments)
