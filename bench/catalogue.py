@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from bench import importing, lasting, load, resting, scenarios, starting
+from bench import importing, inspecting, lasting, load, resting, scenarios, starting
 from bench.figures import Figures
 from pgworkflows import WorkflowEngine
 
@@ -49,6 +49,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         {"statements_per_s": "≤ 5 a second", "memory_growth_mb": "no growth", "p50_ratio": "≤ 1.5 × few runs"},
         heavy=True,
     ),
+    "inspection": Scenario(inspecting.inspection, 1_000_000, {"slowest_page_ms": "≤ 50 ms"}, heavy=True),
     "soak": Scenario(load.soak, 100_000, {"growth_mb": "≤ 20 MB"}, heavy=True),
     "pinned": Scenario(load.pinned, 600, {"p99_ratio": "p99 ≤ 2 × the first minute's"}, heavy=True),
 }

@@ -184,10 +184,10 @@ class FindOperations(Inspection):
         }
         if search.source == "queue":
             try:
-                return [_Seen(*row) for row in self._fetch("find_unfinished", params)]
+                return [_seen(*row) for row in self._fetch("find_unfinished", params)]
             except NotAllowed:  # a client's role, which has its own runs but not the queue
                 params["source"] = "all" if search.workflow_id is None else "workflow"
-        return [_Seen(*row) for row in self._fetch("find_runs", params)]
+        return [_seen(*row) for row in self._fetch("find_runs", params)]
 
     def _search(
         self,
@@ -250,6 +250,10 @@ class FindOperations(Inspection):
         if begins and first is not None and last is not None:
             return _Named(first, last)
         return _Named(words=text.split())
+
+
+def _seen(run_id: UUID, fits: bool | None, row: str | None, last: bool) -> _Seen:
+    return _Seen(run_id, fits is True, row, last)  # null where a run has not what is compared
 
 
 @dataclass(frozen=True)

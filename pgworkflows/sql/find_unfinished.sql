@@ -14,9 +14,8 @@ from (
         and (%(queue)s::text is null or looked.queue = %(queue)s::text)
         -- What the queue says of a run that is asked to pause or to end is not yet, or no more, what its row says.
         and (looked.control is not null or looked.status = any (%(statuses)s::text[]))
-        and exists (
-            select from pgworkflows.runs as r where r.id = looked.run_id and r.status = any (%(statuses)s::text[])
-        ) as fits
+        -- Not "exists": for that the planner may read the whole table of runs, once.
+        and (select r.status from pgworkflows.runs as r where r.id = looked.run_id) = any (%(statuses)s::text[]) as fits
     from (
         -- One branch is on; its order is the order of the numbers.
         select branch.*, row_number() over () as n
