@@ -16,6 +16,7 @@ import pytest
 from cli_story import ESCAPES, WORKFLOWS, Story, advance
 from click.testing import CliRunner, Result
 from conftest import Databases
+from psycopg.conninfo import make_conninfo
 from waiting import until
 from working import rows, working
 
@@ -496,6 +497,28 @@ def test_an_export_can_be_replayed(told: Story, tmp_path: Path) -> None:
     kept = tmp_path / "run.json"
     kept.write_text("\n".join(cli.says("export", told.waiting)))
     check_replay(WORKFLOWS[0], kept)
+
+
+@pytest.mark.direct("the pooler does not know the role")
+def test_a_client_role_shows_and_steers_its_own_runs(cli: Cli) -> None:
+    role = f"cli_{uuid4().hex[:12]}"
+    rows(cli.url, f"create role {role} login password 'pw'")
+    try:
+        cli.says("grant", "--client", role)
+        own = Cli(make_conninfo(cli.url, user=role, password="pw"))
+        with WorkflowEngine(cli.url, workflows=WORKFLOWS) as engine:
+            engine.start(worker=False)
+            others = engine.start_workflow("invoice", {})
+            run = own.json("start", "sign-up", "--input", '{"email": "ada@example.com"}')["id"]
+            engine.worker().run_until_idle("30s")
+        assert [line.split()[0] for line in own.says("runs")[1:]] == [run]
+        shown = own.says("show", run)
+        assert [line.split()[0] for line in shown[shown.index("") + 2 :]] == ["create-user", "await-confirmation"]
+        assert own("show", others.id).exit_code == Exit.NOT_FOUND
+        assert own.says("cancel", run) == [f"run {run} is cancelled"]
+        assert own("workers").exit_code == Exit.DATABASE
+    finally:
+        rows(cli.url, f"drop owned by {role}; drop role {role}")
 
 
 # Completion ---------------------------------------------------------------------------------------------------------

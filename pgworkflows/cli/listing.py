@@ -22,6 +22,8 @@ from pgworkflows.cli.output import (
     say,
 )
 from pgworkflows.cli.wording import age, cleaned_lines, duration, failure, moment, payload, payload_lines
+from pgworkflows.client import WorkflowClient
+from pgworkflows.database import NotAllowed
 from pgworkflows.history import StepStatus
 from pgworkflows.inspection import Entry, Inspector, Timeline
 from pgworkflows.runs import WorkflowRun
@@ -78,7 +80,11 @@ def show(run_id: str, payloads: bool | None, as_json: bool) -> None:
     """Show a run and its steps, what it waits for, and what would end that."""
     if as_json and payloads is False:
         raise click.UsageError("--json has the payloads: leave out --no-payloads")
-    timeline = _whole_timeline(Inspector(current_client()), run_id)
+    client = current_client()
+    try:
+        timeline = _whole_timeline(Inspector(client), run_id)
+    except NotAllowed:
+        timeline = _part_for_a_client(client, run_id)
     if as_json:
         print_json(timeline)
         return
@@ -99,6 +105,34 @@ def _whole_timeline(inspector: Inspector, run_id: str) -> Timeline:
         part = inspector.get_timeline(run_id, after_position=part.next_position)
         entries += part.entries
     return replace(part, entries=entries)
+
+
+def _part_for_a_client(client: WorkflowClient, run_id: str) -> Timeline:
+    """What a database role may see that is a client: its runs and their steps, and nothing beside them."""
+    run = client.get_run(run_id)
+    entries = [
+        Entry(
+            step=step,
+            started_at=step.started_at,
+            ended_at=step.completed_at,
+            duration=None if not (step.started_at and step.completed_at) else step.completed_at - step.started_at,
+            taken_back=False,
+        )
+        for step in client.get_steps(run_id)
+    ]
+    return Timeline(
+        run=run,
+        entries=entries,
+        next_position=None,
+        children=[],
+        parent=None,
+        waits_for=None,
+        declared=[],
+        ahead=[],
+        passed_over=[],
+        events=[],
+        now=run.updated_at,
+    )
 
 
 def _about(timeline: Timeline, *, short: bool) -> Iterator[tuple[str, object]]:
