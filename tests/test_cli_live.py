@@ -10,7 +10,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from io import StringIO
 from pathlib import Path
@@ -23,7 +23,7 @@ from terminals import Terminal
 from waiting import until
 from working import working
 
-from pgworkflows import Backlog, EmbeddedPostgres, Health, Step, Steps, WorkflowEngine, workflow
+from pgworkflows import Backlog, EmbeddedPostgres, Health, Step, Steps, WorkflowEngine, WorkflowRun, workflow
 from pgworkflows import database as database_module
 from pgworkflows.cli import following, monitor, picture
 from pgworkflows.inspection import Activity, Bucket, Change, Inspector, WorkerInfo, WorkflowActivity
@@ -192,6 +192,35 @@ def test_tail_waits_for_a_server_that_is_away_and_says_so_once(
     assert not thread.is_alive()
     assert [each.status for each in told[-2:]] == ["completed", "completed"]
     assert said.count("\n") == 2
+
+
+def test_tail_says_when_more_has_happened_at_once_than_it_tells(
+    engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(following, "MOST", 2)
+    told: list[Change] = []
+
+    def tell(change: Change) -> None:
+        told.append(change)
+        if len(told) == 2:
+            raise KeyboardInterrupt
+
+    def look_on() -> None:
+        with suppress(KeyboardInterrupt):
+            following.follow_all(Inspector(engine), tell)
+
+    thread = threading.Thread(target=look_on)
+    thread.start()
+
+    def has_ended() -> bool:
+        runs.extend(engine.start_workflows(greet, ["ada"] * 3))
+        thread.join(0.2)
+        return not thread.is_alive()
+
+    runs: list[WorkflowRun] = []
+    until(has_ended, "it tells of two")
+    assert capsys.readouterr().err == "more has happened than can be told: lines are left out\n"
+    assert [each.run_id for each in told] in [[run.id for run in runs[n + 1 : n + 3]] for n in range(0, len(runs), 3)]
 
 
 # top ----------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 EVERY_S = 0.5
 AGAIN_S = 1.0
-MOST = 2_000
+MOST = 10_000
 """How many things of each kind are told after one look; of more, the newest."""
 GAP = "  "
 
