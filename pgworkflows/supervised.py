@@ -17,6 +17,8 @@ from typing import Any, Protocol, Self
 
 SUPERVISOR = "PGWORKFLOWS_SUPERVISOR"
 """The environment variable that holds the file descriptor of a supervisor's socket."""
+PROCESS = "PGWORKFLOWS_PROCESS"
+"""The environment variable that is there in the processes of `worker --processes`, whose command line is the same."""
 
 LOOK_EVERY_S = 0.2
 SUPERVISOR_EVERY_S = 1.0
@@ -24,8 +26,8 @@ SUPERVISOR_EVERY_S = 1.0
 
 
 def is_supervised() -> bool:
-    """Whether a supervisor has begun this process."""
-    return SUPERVISOR in os.environ
+    """Whether this is one of the processes of `worker --processes`."""
+    return PROCESS in os.environ
 
 
 class Condition(Protocol):
@@ -60,6 +62,7 @@ class Voice:
     @classmethod
     def found(cls) -> Self | None:
         """Who listens, as the environment says; which is cleared of it, for steps may start processes too."""
+        os.environ.pop(PROCESS, None)
         descriptor = os.environ.pop(SUPERVISOR, None)
         address = os.environ.pop("NOTIFY_SOCKET", "")
         watchdog_us = os.environ.pop("WATCHDOG_USEC", "")
@@ -95,7 +98,7 @@ class Voice:
         with suppress(OSError):
             self._listener.send(text.encode())
 
-    def is_gone(self, wait_s: float) -> bool:
+    def is_gone(self, wait_s: float = 0.0) -> bool:
         """Whether a supervisor has died, within that time."""
         if not self._lifeline:
             time.sleep(wait_s)

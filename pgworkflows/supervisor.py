@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
-from pgworkflows.supervised import SUPERVISOR, SUPERVISOR_EVERY_S, Voice
+from pgworkflows.supervised import PROCESS, SUPERVISOR, SUPERVISOR_EVERY_S, Voice
 
 USAGE = 2
 """The exit status of a command that cannot be carried out as it was given: to begin it again would not help."""
@@ -92,6 +92,8 @@ class Supervisor:
                     self._replace()
                 if self._voice is not None:
                     self._voice.tell(self.health())
+                    if not self._times_told and self._voice.is_gone():
+                        self._stop()
                 self._selector.select(self._pause_s())
                 for number in _received(signals):
                     self._on_signal(number)
@@ -187,7 +189,7 @@ class Supervisor:
                     self._command,
                     stdin=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
-                    env={**os.environ, SUPERVISOR: str(theirs.fileno())},
+                    env={**os.environ, SUPERVISOR: str(theirs.fileno()), PROCESS: "1"},
                     process_group=0,  # Ctrl-C is for us, who pass it on
                 )
             except OSError as error:

@@ -21,7 +21,7 @@ from rich.cells import cell_len
 from rich.console import Console
 from terminals import Terminal
 from waiting import until
-from working import working
+from working import children, working
 
 from pgworkflows import Backlog, EmbeddedPostgres, Health, Step, Steps, WorkflowEngine, WorkflowRun, workflow
 from pgworkflows import database as database_module
@@ -372,6 +372,17 @@ def test_the_demo_shows_a_run_through_a_crash_and_leaves_nothing_behind(tmp_path
     assert "taken by Ada" in done.stdout
     assert "What to look at next" in done.stdout
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_a_demo_that_is_killed_leaves_nothing_behind_either(tmp_path: Path) -> None:
+    with piped("", tmp_path, "demo") as demo:
+        until(lambda: "reserve completed" in demo.out, "it is under way")
+        begun = children(demo.process.pid)
+        begun |= {grandchild for child in begun for grandchild in children(child)}
+        assert len(begun) >= 3  # the keeper of the server, the supervisor, its worker
+        demo.process.kill()
+        demo.process.wait()
+        until(lambda: not {pid for pid in begun if Path(f"/proc/{pid}").exists()}, "all have ended")
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ import pytest
 from bouncing import pooled
 from pages import blocks
 from waiting import until
-from working import rows, value
+from working import children, rows, value
 
 from pgworkflows import WorkflowClient
 
@@ -292,12 +292,6 @@ def test_web_and_worker_processes_that_are_stopped_and_killed_under_load_lose_no
         shop.await_orders("paid")
     assert set(accepted) <= set(shop.orders())
     shop.check_the_books()
-
-
-def children(pid: int) -> set[int]:
-    """The processes that a process has forked."""
-    text = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False).stdout
-    return {int(word) for word in text.split()}
 
 
 # Alembic ------------------------------------------------------------------------------------------------------------

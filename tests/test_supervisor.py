@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 from terminals import Terminal
 from waiting import until
-from working import ROOT, rows, value
+from working import ROOT, children, rows, value
 
 from pgworkflows import Worker, WorkflowClient
 from pgworkflows.cli import working
@@ -122,12 +122,6 @@ class Shop:
 @pytest.fixture
 def shop(database_url: str, tmp_path: Path) -> Shop:
     return Shop(database_url, tmp_path)
-
-
-def children(pid: int) -> set[int]:
-    """The processes that a process has begun."""
-    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
-    return {int(word) for word in found.stdout.split()}
 
 
 def ask(port: str, path: str) -> tuple[int, Any]:

@@ -93,6 +93,12 @@ def working(engine: WorkflowEngine, **options: Any) -> Generator[Worker]:
     assert not failures, failures
 
 
+def children(pid: int) -> set[int]:
+    """The processes that a process has begun."""
+    found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
+    return {int(word) for word in found.stdout.split()}
+
+
 class WorkerProcess:
     """`worker.run_forever()` in a process, with the workflows of tests/programs/stories.py, or those of `release.py` in
     a folder."""

@@ -6,6 +6,7 @@ import inspect
 import json
 import os
 import shlex
+import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +25,7 @@ from pgworkflows.client import WorkflowClient
 from pgworkflows.embedded import EmbeddedPostgres
 from pgworkflows.history import StepKind, StepStatus
 from pgworkflows.inspection import Change, Inspector
+from pgworkflows.supervised import SUPERVISOR
 
 WORKER = ("worker", f"{story.__name__}:engine", "--processes", "1")
 ORDER = {"article": "teapot", "price": 24.5}
@@ -87,12 +89,20 @@ def _working(environment: Mapping[str, str]) -> Generator[None]:
     """The worker, in a process that writes to this terminal."""
     _comment("A worker, which a supervisor begins anew when it dies:")
     _show(*WORKER)
-    worker = subprocess.Popen([*_PGWORKFLOWS, *WORKER], env=environment, process_group=0)
-    try:
-        yield
-    finally:
-        worker.terminate()
-        worker.wait()
+    ours, theirs = socket.socketpair()
+    with ours:  # however this process ends, that does, and then the worker
+        with theirs:
+            worker = subprocess.Popen(
+                [*_PGWORKFLOWS, *WORKER],
+                env={**environment, SUPERVISOR: str(theirs.fileno())},
+                pass_fds=[theirs.fileno()],
+                process_group=0,
+            )
+        try:
+            yield
+        finally:
+            worker.terminate()
+            worker.wait()
 
 
 _PGWORKFLOWS = (sys.executable, "-m", "pgworkflows")
