@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from datetime import timedelta
 from importlib import import_module
 from typing import Any
@@ -176,6 +177,75 @@ def test_a_backend_of_another_database(shop_url: str, databases: Databases, shop
         add.using(backend="other").enqueue(1)
         assert value(url, "select count(*) from pgworkflows.runs") == 1
     assert value(shop_url, "select count(*) from pgworkflows.runs") == 0
+
+
+# What the framework's own suite asks of its backends, with a worker in the place of the immediate one ---------------
+
+
+@pytest.mark.parametrize("name", ["default", "other"])
+def test_the_backend_says_what_it_can(name: str) -> None:
+    backend = task_backends[name]
+    assert backend.alias == name
+    assert backend.supports_defer
+    assert backend.supports_async_task
+    assert backend.supports_get_result
+    assert backend.supports_priority
+    assert not [*backend.check()]
+
+
+def test_a_result_read_again_is_the_one_that_was_enqueued(shop_url: str) -> None:
+    result = add.enqueue(1, right=2)
+    assert add.get_result(result.id) == result
+    before = dataclasses.asdict(result)
+    result.refresh()
+    assert dataclasses.asdict(result) == before
+    work()
+    assert add.get_result(result.id) != result
+    result.refresh()
+    assert add.get_result(result.id) == result
+
+
+def test_a_failed_task_tells_its_exception_with_all_of_its_traceback(shop_url: str) -> None:
+    expected = {tasks.fail: (ValueError, "ValueError: never\n"), tasks.leave: (SystemExit, "SystemExit: out of here\n")}
+    results = [each.using(backend="other").enqueue() for each in expected]
+    engine("other").worker().run_until_idle("20s")
+    for result, (exception, last) in zip(results, expected.values(), strict=True):
+        result.refresh()
+        [error] = result.errors
+        assert (result.status, result.is_finished, error.exception_class) == ("FAILED", True, exception)
+        assert error.traceback.startswith("Traceback (most recent call last):\n")
+        assert error.traceback.endswith(last)
+        assert result.enqueued_at <= result.started_at <= result.last_attempted_at <= result.finished_at
+
+
+def test_a_task_is_told_its_id(shop_url: str) -> None:
+    result = tasks.who_am_i.enqueue()
+    work()
+    result.refresh()
+    assert result.return_value == result.id
+
+
+def test_a_task_is_judged_again_when_it_is_enqueued(shop_url: str) -> None:
+    backend = "pgworkflows.contrib.django.tasks.TaskBackend"
+    with override_settings(TASKS={"default": {"BACKEND": backend, "QUEUES": []}}):
+        anywhere = add.using(queue_name="anywhere")  # no names, no judgement
+    with pytest.raises(InvalidTask, match="Queue 'anywhere' is not valid"):
+        anywhere.enqueue(1)
+    with pytest.raises(InvalidTask, match="Queue 'anywhere' is not valid"):
+        run_async(anywhere.aenqueue(1))
+    assert value(shop_url, "select count(*) from pgworkflows.runs") == 0
+
+
+def test_the_framework_logs_what_becomes_of_a_task(shop_url: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("DEBUG", logger=FRAMEWORK)
+    done, failed = add.enqueue(1), tasks.fail.using(backend="other").enqueue()
+    work()
+    engine("other").worker().run_until_idle("20s")
+    for result, last in ((done, "state=SUCCESSFUL"), (failed, "state=FAILED")):
+        said = [record for record in caplog.records if record.name == FRAMEWORK and result.id in record.getMessage()]
+        for record, part in zip(said, ("enqueued", "state=RUNNING", last), strict=True):
+            assert part in record.getMessage()
+    assert said[-1].exc_info is not None, "its exception goes to whoever watches for errors"
 
 
 def test_options_of_a_backend_are_checked() -> None:

@@ -39,3 +39,13 @@ def fail() -> None:
 @task
 def bad_result() -> object:
     return object()
+
+
+@task
+def leave() -> None:
+    raise SystemExit("out of here")
+
+
+@task(takes_context=True)
+def who_am_i(context: Any) -> str:
+    return str(context.task_result.id)
