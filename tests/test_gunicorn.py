@@ -368,7 +368,7 @@ def test_the_readme_leads_a_new_user_through(empty_database_url: str, tmp_path: 
             until(lambda: json.loads(type_in(look)[0])["status"] == "paid", "it is paid")
             assert type_in(ship) == ["{}"]
             assert type_in(healthz) == ['{"ok":true}']
-            assert ready == "curl -s localhost:8081/ready"
+            assert ready == "curl -sS localhost:8081/ready"
             assert "workers   1 live" in type_in(status)
             until(lambda: "completed" in type_in(listing)[1], "it is completed")
             assert process.end() == 0

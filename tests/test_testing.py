@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -359,6 +360,17 @@ class TestFaults:
         run.assert_completed("answer")
         run.assert_step_ran_once("call")
         assert run.step("call").attempts == 3
+
+    def test_an_exception_that_is_raised_again_tells_of_the_last_time_only(self, workflows: Workflows) -> None:
+        workflows.fail_step("call", times=None, error=ConnectionError("nobody there"))
+        run = workflows.start(stubborn)
+        workflows.travel("2 hours")
+        run.assert_failed("ConnectionError", step="call")
+        with pytest.raises(AssertionError) as failed:
+            run.assert_completed()
+        assert failed.value.__cause__ is not None
+        once = traceback.extract_tb(failed.value.__cause__.__traceback__)
+        assert [frame.name for frame in once].count("_fail_if_told") == 1
 
     def test_a_step_that_always_fails_fails_the_run(self, workflows: Workflows) -> None:
         workflows.fail_step("call", times=None, error=ConnectionError)

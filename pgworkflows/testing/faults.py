@@ -80,7 +80,9 @@ class Faults:
     def _fail_if_told(self, step_id: str) -> None:
         for fault in self._failures:
             if fault.step_id == step_id and fault.happens():
-                raise fault.error
+                error = fault.error
+                # One exception may be raised again and again: without the places where that was before.
+                raise error.with_traceback(None) if isinstance(error, BaseException) else error
 
     def _note(self, run_id: UUID, error: BaseException) -> None:
         """Keep what was raised, to show it where the test finds that the run has failed. What is meant for the test
