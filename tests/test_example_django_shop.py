@@ -117,6 +117,6 @@ def test_the_shop_as_its_readme_says(shop: Shop, empty_database_url: str) -> Non
         assert client.wait_for_run(made["run"], timeout="20s").output == {"shipped": True}
     assert shop.ask(where) == (200, {"state": "shipped", "run": "completed", "percent": 100})
     assert made["run"] in shop.run("pgworkflows runs")
-    assert "WORKER" in shop.run("pgworkflows status")
+    assert "workers   1 live" in shop.run("pgworkflows status")
     assert shop.end() == [0, 0]
     assert rows(url, "select id from pgworkflows.workers") == []
