@@ -89,6 +89,7 @@ def test_blocks_of_python_have_their_tests() -> None:
         ("django.md", "models.py"),
         ("django.md", "views.py"),
         ("django.md", "reports.py"),
+        ("django.md", "urls.py"),
         ("django.md", "task_settings.py"),
     }
     assert not {block.language for page in PAGES for block in blocks(page)} - {
@@ -278,6 +279,7 @@ def test_the_django_project_of_the_page_works(tmp_path: Path, empty_database_url
 from project import MIDDLEWARE, TEMPLATES, database
 SECRET_KEY, ALLOWED_HOSTS, DEFAULT_AUTO_FIELD = "x", ["*"], "django.db.models.BigAutoField"
 DATABASES = {{"default": database({empty_database_url!r})}}
+ROOT_URLCONF = "urls"
 """
     )
     visit = """
@@ -296,9 +298,11 @@ engine().worker().run_until_idle("20s")
 print(engine().get_run(made["run"]).output)
 from people import reports
 print(reports.failed.count(), reports.of_ada.count(), reports.steps)
+from django.test import Client
+print(Client().get("/workflows/runs").headers["Location"])
 call_command("pgworkflows", "status")
 """
-    (tmp_path / "urls.py").write_text("urlpatterns = []")
+    (tmp_path / "urls.py").write_text(named(page, "urls.py"))
     place = os.pathsep.join([str(tmp_path), str(DOCS.parent / "tests" / "djangos")])
     done = run_python(
         visit, tmp_path, empty_database_url, DJANGO_SETTINGS_MODULE="settings", PYTHONPATH=place, PYTHONWARNINGS="error"
@@ -307,6 +311,7 @@ call_command("pgworkflows", "status")
     assert done.stdout.startswith("Welcome, Ada\n0 2 [('greet', 'Welcome, Ada'), ('greet', 'Welcome, Ada')]\n"), (
         done.stdout
     )
+    assert "/accounts/login/?next=/workflows/runs\n" in done.stdout
 
 
 # What pages say of the code -----------------------------------------------------------------------------------------

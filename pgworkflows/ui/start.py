@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from typing import Any
 
 from werkzeug.exceptions import BadRequest
 from werkzeug.wrappers import Response
 
-from pgworkflows.definition import WorkflowRef, workflow_ref
+from pgworkflows.definition import Workflow, WorkflowRef, workflow_ref
 from pgworkflows.engine import WorkflowEngine
 from pgworkflows.errors import InvalidInputError
 from pgworkflows.limits import checked_identifier
@@ -148,7 +149,7 @@ def _input_of(visit: Visit, run_id: str) -> tuple[Any, bool]:
     return redaction.shown("input", run.input), redaction.hides("input", run.input)
 
 
-def _registered(visit: Visit) -> dict[str, WorkflowRef[Any, Any]]:
+def _registered(visit: Visit) -> dict[str, Workflow[Any, Any]]:
     return dict(visit.client.registered) if isinstance(visit.client, WorkflowEngine) else {}
 
 
@@ -159,8 +160,11 @@ def _known(visit: Visit, workflow_id: str) -> WorkflowRef[Any, Any]:
 
 def _all(visit: Visit) -> list[Startable]:
     declared = {each.id: Startable(each.id, each.input_schema) for each in visit.inspector.get_declared()}
-    registered = {each: Startable(each, None) for each in _registered(visit)}
-    return sorted({**registered, **declared}.values(), key=lambda each: each.id)
+    # The code that checks the input says what it takes; what was declared may be of another release, or not be yet.
+    registered = {
+        each.id: Startable(each.id, json.loads(each.described_input or "null")) for each in _registered(visit).values()
+    }
+    return sorted({**declared, **registered}.values(), key=lambda each: each.id)
 
 
 def _startable(visit: Visit, workflow_id: str) -> Startable:

@@ -90,6 +90,8 @@ class Run(ReadOnly):
         permissions = [
             (f"{action}_run", f"Can {words} runs")
             for action, words in {
+                "start": "start",
+                "trigger": "send events to",
                 "pause": "pause",
                 "resume": "resume",
                 "cancel": "cancel",
