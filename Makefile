@@ -31,7 +31,7 @@ test-sick: $(STAMP) ## run the tests that take longest: a server that panics, on
 	@$(BIN)/python -m pytest -m sick $(ARGS)
 
 test-browser: $(STAMP) ## look at pages in a real Chromium (Debian's package chromium); screenshots/ has what they looked like
-	@$(BIN)/python -m pytest -m browser --numprocesses 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest -m browser --numprocesses 2 --dist loadfile --timeout 300 $(ARGS)
 
 test-django6: ## run the Django tests on Django 6 (the first Python from 3.12 on that is found, or PYTHON=)
 	@scripts/django6 "$(PYTHON)" $(ARGS)

@@ -50,10 +50,11 @@ def find_chromium() -> str | None:
 class Visitor:
     """Somebody at a browser of their own, who looks at one site and minds everything that is wrong there."""
 
-    def __init__(self, context: BrowserContext, site: str) -> None:
+    def __init__(self, context: BrowserContext, site: str, *, scripts: bool = True) -> None:
         self.site = site
+        self._scripts = scripts
         self.complaints: list[str] = []
-        context.set_default_timeout(15_000)
+        context.set_default_timeout(10_000)
         context.on("console", self._hear)
         context.on("weberror", lambda failed: self.complaints.append(f"script: {failed.error}"))
         context.on("request", lambda request: self._mind(not self._is_of_the_site(request.url), f"asks {request.url}"))
@@ -90,12 +91,14 @@ class Visitor:
 
     @contextmanager
     def refused(self, *parts: str) -> Generator[None]:
-        """Something is refused here: complaints that hold any of these words are right, and one of each comes."""
+        """Something is refused here: complaints that hold any of these words are right, and one of each comes. What
+        the browser itself says on the console of such an answer is no more than that."""
         before = len(self.complaints)
         yield
         self._settle()
         new = self.complaints[before:]
-        self.complaints[before:] = [each for each in new if not any(part in each for part in parts)]
+        right = (*parts, "console: Failed to load resource")
+        self.complaints[before:] = [each for each in new if not any(part in each for part in right)]
         missing = [part for part in parts if not any(part in each for each in new)]
         if missing:
             raise AssertionError(f"nothing was said of {missing}, but: {new}")
@@ -128,8 +131,10 @@ class Visitor:
 
     def _settle(self) -> None:
         """Let what the browser has still to say arrive."""
+        # Without scripts nothing would ever keep a promise.
+        waiting = "() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))" if self._scripts else "0"
         for page in self.context.pages:
-            page.evaluate("() => new Promise(done => requestAnimationFrame(() => setTimeout(done)))")
+            page.evaluate(waiting)
 
 
 class Chromium:
@@ -151,7 +156,7 @@ class Chromium:
             timezone_id="UTC",
         )
         context.add_cookies(cookies)
-        return Visitor(context, site)
+        return Visitor(context, site, scripts=scripts)
 
 
 @contextmanager

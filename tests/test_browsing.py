@@ -51,7 +51,7 @@ def test_what_is_wrong_with_a_page_fails_the_test(chromium: Chromium, address: s
 
 
 def test_what_a_test_expects_is_no_fault_and_has_to_come(chromium: Chromium, address: str) -> None:
-    with chromium.visit(address) as visitor, visitor.refused("404 of GET", "status of 404"):
+    with chromium.visit(address) as visitor, visitor.refused("404 of GET"):
         visitor.go("/what-is-missing")
     with pytest.raises(AssertionError), chromium.visit(address) as visitor, visitor.refused("404 of GET"):
         visitor.go("/")
