@@ -242,8 +242,8 @@ class FindOperations(Inspection):
             "last": None if last is None else str(last),
         }
         [(by_id, by_key, of_resource, begins)] = self._fetch("resolve_text", params)
-        run_id = by_id or by_key
-        if run_id is not None:
+        if by_id or by_key:
+            run_id = UUID(by_id or by_key)
             return _Named(run_id, run_id)
         if of_resource:
             return _Named(resource_id=text)
@@ -252,8 +252,8 @@ class FindOperations(Inspection):
         return _Named(words=text.split())
 
 
-def _seen(run_id: UUID, fits: bool | None, row: str | None, last: bool) -> _Seen:
-    return _Seen(run_id, fits is True, row, last)  # null where a run has not what is compared
+def _seen(run_id: str, fits: bool | None, row: str | None, last: bool) -> _Seen:
+    return _Seen(UUID(run_id), fits is True, row, last)  # null where a run has not what is compared
 
 
 @dataclass(frozen=True)

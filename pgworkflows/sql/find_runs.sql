@@ -3,7 +3,7 @@
 -- that is wanted, and whether it is the last to be looked at. Looks at `scan` rows of one index at most; the last of so many
 -- is told of, too, whatever it is. `source` names the index; each other filter is off when null. Locks nothing.
 select
-    found.id,
+    found.id::text,
     found.fits,
     case
         when found.fits and %(rows)s::boolean

@@ -1,7 +1,7 @@
 -- Planned anew each time. The same as find_runs.sql, of runs in unfinished statuses: along the queue, which is small. Locks
 -- nothing.
 select
-    found.id,
+    found.id::text,
     found.fits,
     case
         when found.fits and %(rows)s::boolean
