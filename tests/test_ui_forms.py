@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from naming import named
 from pydantic import BaseModel, Field, TypeAdapter
 
-from pgworkflows.ui.forms import ABSENT, Kind, Reader, place, remove_item, value_of
+from pgworkflows.ui.forms import ABSENT, FormMaker, Kind
 from pgworkflows.ui.forms import Field as FormField
+from pgworkflows.ui.typed import place, remove_item, value_of
 
 
 class Colour(Enum):
@@ -65,7 +66,7 @@ class Everything(BaseModel):
 
 
 GOOD: dict[str, Any] = {
-    "text": " spaces and\ttabs ",
+    "text": " spaces\tand\nlines \n",
     "number": -12,
     "part": 1.25,
     "yes": False,
@@ -103,14 +104,15 @@ def sent(top: FormField) -> dict[str, str]:
         if each.kind in (Kind.GROUP, Kind.LIST):
             form |= {f"has:{each.name}": "1"} if each.present and not each.required else {}
         else:
-            form[f"{'json' if each.kind is Kind.JSON else 'f'}:{each.name}"] = each.text
+            lines = "\r\n" if each.kind in (Kind.JSON, Kind.LONG_TEXT) else ""
+            form[f"{'json' if each.kind is Kind.JSON else 'f'}:{each.name}"] = lines.join(each.text.split("\n"))
     return form
 
 
 def through_the_browser(annotation: Any, value: Any) -> Any:
     """A value, shown in a form that is sent as it is."""
-    reader = Reader(schema_of(annotation))
-    return value_of(reader.of_form(sent(reader.of_value(value))))
+    maker = FormMaker(schema_of(annotation))
+    return value_of(maker.of_form(sent(maker.of_value(value))))
 
 
 def test_a_value_of_every_kind_comes_back_as_it_was_shown() -> None:
@@ -180,16 +182,16 @@ def test_a_value_that_does_not_fit_is_shown_all_the_same(value: Any) -> None:
     ids=named,
 )
 def test_each_type_has_its_kind_of_field(annotation: Any, kind: Kind) -> None:
-    assert Reader(schema_of(annotation)).of_value(ABSENT).kind is kind
+    assert FormMaker(schema_of(annotation)).of_value(ABSENT).kind is kind
 
 
 def test_a_schema_that_refers_to_itself_ends_as_json() -> None:
-    top = Reader(schema_of(Tree)).of_value(ABSENT)
+    top = FormMaker(schema_of(Tree)).of_value(ABSENT)
     depths = [len(each.path) for each in top.walk()]
     assert max(depths) <= 8
     assert any(each.kind is Kind.JSON for each in top.walk())
     wide = {"type": "object", "properties": {f"p{n}": {"$ref": "#"} for n in range(9)}}
-    assert len(Reader(wide).of_value(ABSENT).walk()) < 30_000
+    assert len(FormMaker(wide).of_value(ABSENT).walk()) < 30_000
     broken: list[dict[str, Any]] = [
         {"$ref": "#"},
         {"$ref": "#/none"},
@@ -197,19 +199,19 @@ def test_a_schema_that_refers_to_itself_ends_as_json() -> None:
         {"anyOf": []},
     ]
     for schema in broken:
-        assert Reader(schema).of_value({"a": 1}).kind is Kind.JSON
+        assert FormMaker(schema).of_value({"a": 1}).kind is Kind.JSON
 
 
 @pytest.mark.parametrize("text", ["1.5", "0x1", "\uff11\uff12", "1_000", "", "-", "9" * 500])
 def test_what_is_no_whole_number_is_none(text: str) -> None:
-    top = Reader({"type": "integer"}).of_form({"f:": text})
+    top = FormMaker({"type": "integer"}).of_form({"f:": text})
     assert value_of(top) is ABSENT
     assert bool(top.errors) is bool(text)
     assert top.text == text
 
 
 def test_a_form_may_say_anything_of_itself() -> None:
-    reader = Reader(schema_of(Everything))
+    maker = FormMaker(schema_of(Everything))
     form = {
         "count:/leaves": "99999999999",
         "count:/names": "-1",
@@ -217,20 +219,20 @@ def test_a_form_may_say_anything_of_itself() -> None:
         "f:/number": "\0",
         "json:/free": "[" * 9999,
     }
-    top = reader.of_form(form)
+    top = maker.of_form(form)
     value_of(top)
     assert len(top.walk()) < 500
     remove_item(top, "/leaves/7")
     remove_item(top, "/nothing")
-    reader.add_item(top, "/text")
-    reader.add_item(top, "")
+    maker.add_item(top, "/text")
+    maker.add_item(top, "")
 
 
 def test_items_are_taken_out_and_those_behind_move_up() -> None:
-    reader = Reader(schema_of(Tree))
-    top = reader.of_value({"leaves": [{"name": "a"}, {"name": "b"}, {"name": "c"}]})
+    maker = FormMaker(schema_of(Tree))
+    top = maker.of_value({"leaves": [{"name": "a"}, {"name": "b"}, {"name": "c"}]})
     remove_item(top, "/leaves/1")
-    reader.add_item(top, "/leaves")
+    maker.add_item(top, "/leaves")
     assert [each.name for each in top.walk() if each.label == "name" and len(each.path) == 3] == [
         "/leaves/0/name",
         "/leaves/1/name",
@@ -240,7 +242,7 @@ def test_items_are_taken_out_and_those_behind_move_up() -> None:
 
 
 def test_complaints_go_to_the_nearest_field() -> None:
-    top = Reader(schema_of(Everything)).of_value(GOOD)
+    top = FormMaker(schema_of(Everything)).of_value(GOOD)
     issues: list[dict[str, Any]] = [
         {"loc": ("leaves", 1, "size"), "msg": "too small"},
         {"loc": ("either", "int"), "msg": "no int"},

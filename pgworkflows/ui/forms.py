@@ -1,7 +1,7 @@
-"""Forms made of a JSON Schema: its fields, what was typed into them, and the JSON value that it means.
+"""Forms made of a JSON Schema: their fields, with a value in them, or with what was typed.
 
 A field's name is the path of its value, as JSON Pointer has it. What no field is made for (unions, free objects, deep
-recursion) is typed as JSON. What cannot be read stays in its field, with the reason.
+recursion, values that do not fit) is typed as JSON.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def name_of(path: Sequence[str | int]) -> str:
     return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
 
-class Reader:
-    """Makes the fields of one schema, and reads them."""
+class FormMaker:
+    """Makes the fields of one schema."""
 
     def __init__(self, schema: Schema) -> None:
         self._root = schema
@@ -147,7 +147,7 @@ class Reader:
                 if text is None:
                     return self._as_json(made, value)
                 made.text = text
-        return made
+        return _with_room(made)
 
     def _as_json(self, made: Field, value: Any) -> Field:
         """A value that does not fit its field, to be seen and changed all the same."""
@@ -176,8 +176,8 @@ class Reader:
                 for number in range(_count(form, name))
             ]
         else:
-            made.text = form.get(f"json:{name}" if made.kind is Kind.JSON else f"f:{name}", "")
-        return made
+            made.text = form.get(f"json:{name}" if made.kind is Kind.JSON else f"f:{name}", "").replace("\r\n", "\n")
+        return _with_room(made)
 
     # What a schema asks for -----------------------------------------------------------------------------------------
 
@@ -246,8 +246,6 @@ class Reader:
 
 
 _TEXTS = {"date": Kind.DATE, "time": Kind.TIME, "date-time": Kind.MOMENT}
-_WHOLE = re.compile(r"[+-]?[0-9]{1,400}")
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)([eE][+-]?[0-9]+)?")
 _DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
@@ -270,6 +268,13 @@ def _is_or_lacks(value: Any, kind: type) -> bool:
 
 def _long(schema: Schema) -> Kind:
     return Kind.LONG_TEXT if schema.get("format") == "multi-line" or schema.get("maxLength", 0) > 300 else Kind.TEXT
+
+
+def _with_room(made: Field) -> Field:
+    """A field in which text of several lines keeps them."""
+    if made.kind is Kind.TEXT and "\n" in made.text:
+        made.kind = Kind.LONG_TEXT
+    return made
 
 
 def _choice(value: object) -> str:
@@ -329,86 +334,11 @@ def _text(made: Field, value: Any) -> str | None:
         case Kind.NUMBER:
             return json.dumps(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
         case Kind.TEXT | Kind.LONG_TEXT:
-            return value if isinstance(value, str) else None
+            # Browsers send every kind of line end as the same one.
+            return value if isinstance(value, str) and "\r" not in value else None
         case Kind.DATE:
             return value if isinstance(value, str) and _DAY.fullmatch(value) else None
         case Kind.TIME | Kind.MOMENT:
             return value if isinstance(value, str) and value == value.strip() != "" else None
         case _:
             return None
-
-
-def value_of(made: Field) -> Any:
-    """The JSON value that was typed; a field that cannot be read gets an error. ABSENT for nothing at all."""
-    if made.kind in (Kind.GROUP, Kind.LIST):
-        if not made.present and not any(each.text.strip() for each in made.walk()):
-            return _empty(made)
-        inner = [(each.path[-1], value_of(each)) for each in made.fields]
-        if made.kind is Kind.LIST:
-            return [None if value is ABSENT else value for _, value in inner]
-        return {key: value for key, value in inner if value is not ABSENT}
-    if not made.text.strip() and not (made.kind in (Kind.TEXT, Kind.LONG_TEXT) and made.text):
-        return _empty(made)
-    try:
-        return _read(made.kind, made.text)
-    except (ValueError, RecursionError) as error:
-        made.errors.append(f"{error}." if str(error) else "This cannot be read.")
-        return ABSENT
-
-
-def _empty(made: Field) -> Any:
-    """What an empty field means: nothing where that is possible, else null, else what pydantic will complain about."""
-    if not made.required:
-        return ABSENT
-    if made.nullable:
-        return None
-    return "" if made.kind in (Kind.TEXT, Kind.LONG_TEXT) else ABSENT
-
-
-def _read(kind: Kind, text: str) -> Any:
-    match kind:
-        case Kind.TEXT | Kind.LONG_TEXT:
-            return text
-        case Kind.INTEGER:
-            if not _WHOLE.fullmatch(text.strip()):
-                raise ValueError("This is no whole number")
-            return int(text)
-        case Kind.NUMBER:
-            if not _NUMBER.fullmatch(text.strip()):
-                raise ValueError("This is no number")
-            return int(text) if _WHOLE.fullmatch(text.strip()) else float(text)
-        case Kind.CHOICE | Kind.JSON:
-            return parse(text)
-        case _:
-            return text.strip()
-
-
-def parse(text: str) -> Any:
-    """The JSON value in what was typed. Raises ValueError, with the place."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"This is no JSON: {error.msg} at line {error.lineno}, column {error.colno}") from None
-    except RecursionError:
-        raise ValueError("This is nested too deeply") from None
-
-
-def remove_item(top: Field, name: str) -> None:
-    """Shorten the list that the item of that name is in."""
-    for each in top.walk():
-        if each.kind is Kind.LIST and name in {item.name for item in each.fields}:
-            each.fields = [item for item in each.fields if item.name != name]
-            for number, item in enumerate(each.fields):
-                item.label = f"{each.label} {number + 1}"
-                for inner in item.walk():
-                    inner.path = (*each.path, number, *inner.path[len(each.path) + 1 :])
-
-
-def place(top: Field, issues: Sequence[Mapping[str, Any]]) -> None:
-    """Put pydantic's complaints at their fields, or at the nearest around, with where they point."""
-    by_path = {each.path: each for each in top.walk()}
-    for issue in issues:
-        where = tuple(issue.get("loc", ()))
-        length = next(length for length in range(len(where), -1, -1) if where[:length] in by_path)
-        beyond = name_of(where[length:])
-        by_path[where[:length]].errors.append(f"{beyond}: {issue['msg']}" if beyond else str(issue["msg"]))

@@ -14,9 +14,10 @@ from pgworkflows.engine import WorkflowEngine
 from pgworkflows.errors import InvalidInputError
 from pgworkflows.limits import checked_identifier
 from pgworkflows.runs import WorkflowRun
-from pgworkflows.ui.forms import ABSENT, Field, Kind, Reader, Schema, place, remove_item, value_of
+from pgworkflows.ui.forms import ABSENT, Field, FormMaker, Kind, Schema
 from pgworkflows.ui.redaction import holds_mask
 from pgworkflows.ui.steering import REFUSALS, refused
+from pgworkflows.ui.typed import place, remove_item, value_of
 from pgworkflows.ui.visit import Visit
 from pgworkflows.ui.wording import pretty
 
@@ -53,12 +54,12 @@ def take_form(visit: Visit) -> Response:
     """Start a run, or show the form again: longer, shorter, as JSON, or with what is wrong at its fields."""
     form = visit.request.form
     found = _startable(visit, form.get("workflow", ""))
-    reader = Reader(found.schema or {})
-    top = reader.of_form(form)
+    maker = FormMaker(found.schema or {})
+    top = maker.of_form(form)
     verb, _, name = form.get("do", "start").partition(":")
     match verb:
         case "add":
-            reader.add_item(top, name)
+            maker.add_item(top, name)
         case "remove":
             remove_item(top, name)
         case "json" | "fields":
@@ -132,7 +133,7 @@ def _fields(found: Startable, value: Any, *, as_json: bool) -> Field:
     if found.schema is None or as_json:
         text = "" if value is ABSENT else pretty(value)
         return Field(path=(), label="Input", kind=Kind.JSON, required=False, hint="JSON", text=text)
-    return Reader(found.schema).of_value(value)
+    return FormMaker(found.schema).of_value(value)
 
 
 def _switched(found: Startable, top: Field, *, as_json: bool) -> Field:
