@@ -267,7 +267,7 @@ def test_code_that_changes_is_loaded_anew_between_two_steps(shop_url: str, tmp_p
         command("pgworkflows", "worker", "--reload"), cwd=project, env=environment(shop_url), stderr=subprocess.PIPE
     ) as process:
         try:
-            [first] = until(lambda: rows(shop_url, "select id from pgworkflows.workers"), "a worker registers")
+            [first] = until(lambda: rows(shop_url, "select id from pgworkflows.workers"), "it works", within_s=60)
             code.write_text(code.read_text().replace('return {"name": name}', 'return {"name": name, "as": "mended"}'))
             later = "select id from pgworkflows.workers where id <> %s"
             until(lambda: rows(shop_url, later, *first), "a worker with the new code registers", within_s=60)

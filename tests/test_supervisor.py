@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bouncing import pooled
 from terminals import Terminal
 from waiting import until
 from working import ROOT, children, rows, value
@@ -84,9 +85,10 @@ class Shop:
     def work(self, *options: str, stdin: int = subprocess.DEVNULL, **variables: str) -> Generator[Command]:
         """A worker of this application; whatever is left of it is killed at the end."""
         log = self.folder / f"{len(list(self.folder.iterdir()))}.log"
+        lease = ["--lease", "4s"] if pooled() else []  # without their locks the dead are dead after that
         with log.open("w") as output:
             process = subprocess.Popen(
-                [sys.executable, "-m", "pgworkflows", "worker", "app:engine", *options],
+                [sys.executable, "-m", "pgworkflows", "worker", "app:engine", *lease, *options],
                 cwd=self.folder,
                 env={**os.environ, "DATABASE_URL": self.url, **variables},
                 stdin=stdin,

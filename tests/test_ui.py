@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 import pytest
 from pydantic import BaseModel, Field
 from visiting import Browser, Element, cells, fields_of, read
+from waiting import until
 from werkzeug.test import Client
 from working import rows, value, working
 
@@ -140,6 +141,8 @@ def test_the_overview_shows_numbers_workers_schedules_and_what_is_stuck(
     stuck = WorkflowClient(engine.conninfo).start_workflow("nobody", None)
     an_hour_ago(engine, stuck.id)
     with working(engine):
+        serving = "select 1 from pgworkflows.workers where workflows <> '{}'"
+        until(lambda: rows(engine.conninfo, serving), "the worker says which workflows it has")
         page = browser.see("/")
         [cause] = Inspector(engine).get_stuck()
         pid = value(engine.conninfo, "select pid from pgworkflows.workers")

@@ -21,7 +21,10 @@ LOST_EVENT = "lost event"
 SKIPPED_CHECKPOINT = "skipped checkpoint"
 SABOTAGES = (NO_FENCE, LOST_EVENT, SKIPPED_CHECKPOINT)
 
-_FENCED = ("q.claim_id = e.claim_id and q.worker_id = flush.worker_id", "q.claim_id is not null")
+_FENCED = (
+    "q.claim_id = e.claim_id and coalesce(q.worker_id = flush.worker_id, false)",
+    "q.claim_id is not null",
+)
 _KEPT = (
     "insert into pgworkflows.events (",
     "if random() < 0.3 then return ('accepted', run)::pgworkflows.outcome; end if; insert into pgworkflows.events (",
