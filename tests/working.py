@@ -20,7 +20,7 @@ import psycopg
 from bouncing import pooled
 from waiting import until
 
-from pgworkflows import Worker, WorkflowEngine, claims
+from pgworkflows import Worker, WorkflowEngine, claims, current_step
 from pgworkflows.claims import Claim, ClaimedRun, WorkerConnection
 from pgworkflows.journal import Answer, Entry, write
 
@@ -97,6 +97,23 @@ def children(pid: int) -> set[int]:
     """The processes that a process has begun."""
     found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(pid)], capture_output=True, text=True, check=False)
     return {int(word) for word in found.stdout.split()}
+
+
+class Door:
+    """A step function that is held until the door opens."""
+
+    def __init__(self) -> None:
+        self.inside = threading.Event()
+        self.open = threading.Event()
+        self.entered = 0
+        self.cancelled: list[bool] = []
+
+    def enter(self) -> str:
+        self.entered += 1
+        self.inside.set()
+        assert self.open.wait(20)
+        self.cancelled.append(current_step().cancelled)
+        return "through the door"
 
 
 class WorkerProcess:
