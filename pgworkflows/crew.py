@@ -26,6 +26,7 @@ from pgworkflows.heartbeat import Heartbeat
 from pgworkflows.holdings import Holdings
 from pgworkflows.janitor import Janitor
 from pgworkflows.journal import Answer, Entry, Verdict, without_results
+from pgworkflows.limits import cleaned
 from pgworkflows.listener import Listener
 from pgworkflows.low_water import LowWater
 from pgworkflows.payloads import Unreadable
@@ -329,10 +330,10 @@ class Crew:
             logging.INFO if retries else logging.WARNING,
             "pgworkflows: run %s of workflow %s %s: %s in step %s",
             execution.run.run_id,
-            execution.run.workflow_id,
+            cleaned(execution.run.workflow_id),
             "is tried again later" if retries else "failed",
-            error.type,
-            entry.step_id or "-",
+            cleaned(error.type),
+            cleaned(entry.step_id or "-"),
         )
 
 

@@ -74,6 +74,14 @@ def quoted(value: object) -> str:
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 
+def cleaned(text: str) -> str:
+    """`text` in one line, for logs and terminals: what is not printable, such as an escape sequence or a character that
+    turns the direction of writing, as Python's literals have it."""
+    if text.isprintable():
+        return text
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
+
+
 def storable(text: str) -> str:
     """`text` with what PostgreSQL cannot keep, NUL and lone surrogates, written as escapes."""
     return text if is_storable(text) else text.replace("\0", "\\x00").encode("utf-8", "backslashreplace").decode()

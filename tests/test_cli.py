@@ -544,6 +544,15 @@ def test_statuses_workflows_and_runs_are_completed(story: Story) -> None:
     assert completions(story.url, "schedules", "pause", "n") == ["nightly"]
 
 
+def test_a_name_that_a_shell_would_take_apart_is_not_completed(database_url: str) -> None:
+    rows(
+        database_url,
+        "insert into pgworkflows.workflows (id, queue, priority, retries) "
+        "values ('x;touch$IFS/here;', 'default', 0, 0), ('xylophone', 'default', 0, 0)",
+    )
+    assert completions(database_url, "start", "x") == ["xylophone"]
+
+
 def test_without_a_database_nothing_is_completed_and_nothing_is_started(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

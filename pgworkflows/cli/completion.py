@@ -5,6 +5,7 @@ Whoever presses the key waits for it, and wants no errors: whatever goes wrong, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable
 from typing import TypeAlias
 
@@ -18,6 +19,9 @@ PATIENCE = "1s"
 MOST = 100
 MEANT = 8
 """A beginning that is longer is looked for; before that, the newest runs are looked through."""
+
+_PLAIN = re.compile(r"[\w.:@/+-]+")
+"""A word that a shell takes as it is: it writes what it is given into the command line, unquoted."""
 
 Complete: TypeAlias = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]
 Ask: TypeAlias = Callable[[Inspector, str], Iterable[CompletionItem]]
@@ -38,7 +42,7 @@ def _completing(ask: Ask) -> Complete:
 
 def _workflows(inspector: Inspector, incomplete: str) -> Iterable[CompletionItem]:
     declared = (each.id for each in inspector.get_declared())
-    return (CompletionItem(name) for name in declared if name.startswith(incomplete) and name.isprintable())
+    return (CompletionItem(name) for name in declared if name.startswith(incomplete) and _PLAIN.fullmatch(name))
 
 
 def _runs(inspector: Inspector, incomplete: str) -> Iterable[CompletionItem]:

@@ -15,11 +15,12 @@ from pgworkflows.cli.commands import current_client
 from pgworkflows.cli.completion import complete_runs, complete_workflows
 from pgworkflows.cli.exits import Exit
 from pgworkflows.cli.output import STYLES, console, json_option, print_json
-from pgworkflows.cli.wording import cleaned, duration, one_line
+from pgworkflows.cli.wording import duration, one_line
 from pgworkflows.database import DriverError
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.history import StepStatus
 from pgworkflows.inspection import Change, ChangeKind, ChangeMark, Inspector, Timeline
+from pgworkflows.limits import cleaned
 from pgworkflows.runs import RunStatus
 
 T = TypeVar("T")

@@ -17,8 +17,9 @@ import click
 from rich.console import Console
 from rich.text import Text
 
-from pgworkflows.cli.wording import cleaned, duration, moment
+from pgworkflows.cli.wording import duration, moment
 from pgworkflows.history import StepStatus
+from pgworkflows.limits import cleaned
 from pgworkflows.runs import RunStatus
 
 GAP = "  "

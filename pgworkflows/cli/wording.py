@@ -8,16 +8,10 @@ from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from pgworkflows.limits import cleaned
+
 LONGEST_PAYLOAD = 200
 _UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
-
-
-def cleaned(text: str) -> str:
-    """`text` in one line; what is not printable, such as an escape sequence or a character that turns the direction of
-    writing, as Python's literals have it."""
-    if text.isprintable():
-        return text
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in text)
 
 
 def cleaned_lines(text: str) -> list[str]:
