@@ -13,6 +13,7 @@ import tempfile
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import click
 from click.core import ParameterSource
@@ -44,9 +45,9 @@ def demo(keep: bool) -> None:
     if click.get_current_context().find_root().get_parameter_source("url") == ParameterSource.COMMANDLINE:
         raise click.UsageError("the demo has a database of its own: leave --url out")
     try:
-        with EmbeddedPostgres() as server, tempfile.TemporaryDirectory(prefix="pgworkflows-demo-") as folder:
+        with EmbeddedPostgres() as server, _power_cut() as power_cut:
             kept = {name: value for name, value in os.environ.items() if name != "PGWORKFLOWS_SCHEMA"}
-            environment = {**kept, "DATABASE_URL": server.url, story.POWER_CUT: f"{folder}/power-cut"}
+            environment = {**kept, "DATABASE_URL": server.url, story.POWER_CUT: power_cut}
             _tell_the_workflow()
             with _working(environment), WorkflowClient(server.url) as client:
                 _play(client, environment)
@@ -57,6 +58,17 @@ def demo(keep: bool) -> None:
                     threading.Event().wait()
     except KeyboardInterrupt:
         raise click.exceptions.Exit(Exit.FINE) from None
+
+
+@contextmanager
+def _power_cut() -> Generator[str]:
+    """A file that is there until the power is cut."""
+    descriptor, path = tempfile.mkstemp(prefix="pgworkflows-demo-")
+    os.close(descriptor)
+    try:
+        yield path
+    finally:
+        Path(path).unlink(missing_ok=True)
 
 
 def _tell_the_workflow() -> None:

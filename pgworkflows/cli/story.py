@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from pgworkflows.commands import Step, Steps
@@ -13,7 +14,7 @@ from pgworkflows.definition import workflow
 from pgworkflows.engine import WorkflowEngine
 
 POWER_CUT = "PGWORKFLOWS_DEMO_POWER_CUT"
-"""The environment variable that names a file which is there once the power was cut."""
+"""The environment variable that names a file which is there until the power is cut."""
 
 
 @workflow("order")
@@ -46,8 +47,8 @@ def pack(article: str) -> str:
 def power_cut() -> None:
     """The first time, the process is killed in the middle of its work."""
     try:
-        os.close(os.open(os.environ[POWER_CUT], os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
+        Path(os.environ[POWER_CUT]).unlink()
+    except FileNotFoundError:
         return
     os.kill(os.getpid(), signal.SIGKILL)
 
