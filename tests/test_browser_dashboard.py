@@ -341,3 +341,13 @@ def test_plots_are_drawn_and_their_numbers_can_be_read(chromium: Chromium, shop:
         expect(page.locator("table.numbers-table tbody tr").first).to_be_visible()
         drawn = page.locator("figure canvas").first
         until(lambda: drawn.evaluate(HAS_COLOUR), "something is drawn")
+
+
+def test_a_refresh_copies_no_style_from_what_it_replaces(chromium: Chromium, shop: Shop) -> None:
+    with chromium.visit(shop.site) as visitor:
+        page = visitor.go("/runs")
+        # What a browser's extension or a test's tool leaves behind: an attribute `style`, which the policy forbids.
+        page.evaluate("document.querySelectorAll('#live, #live [id]').forEach((each) => { each.style.color = 'red'; })")
+        with page.expect_response(lambda answer: answer.url.endswith("/runs")):
+            page.evaluate("htmx.trigger(document.getElementById('live'), 'live')")
+        expect(page.locator("#live[style]")).to_have_count(0)
