@@ -32,7 +32,7 @@ def engine(database_url: str) -> Iterator[WorkflowEngine]:
 
 
 def waiting(engine: WorkflowEngine) -> UUID:
-    run = engine.start_workflow(order, {"customer": "ada"}).id
+    run = engine.start_workflow(order, {"customer": "lovelace"}).id
     work(engine)
     return run
 
@@ -298,7 +298,7 @@ def test_whoever_may_not_view_sees_nothing_and_does_nothing(engine: WorkflowEngi
         assert answer.status_code == 403, endpoint
         assert asked, endpoint
         assert "4242" not in answer.text
-        assert "ada" not in answer.text
+        assert "lovelace" not in answer.text
     assert nothing_was_done(engine, run)
 
 

@@ -313,7 +313,7 @@ class TestTimers:
     def test_a_timer_rings_although_its_worker_has_been_stopped(self, engine: WorkflowEngine) -> None:
         @workflow("nap")
         def nap(step: Step) -> Steps[str]:
-            yield step.delay("nap", 0.1)
+            yield step.delay("nap", 1)
             return "rested"
 
         engine.register_workflow(nap)
