@@ -2,7 +2,7 @@
 #   make test ARGS="-k embedded -x -n 0"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs-cli test test-browser test-django6 test-pgbouncer test-failover test-model test-sick check format bench bench-soak bench-pinned bench-peers chaos lock vendor clean
+.PHONY: help demo docs-cli test test-browser test-django6 test-pgbouncer test-failover test-model test-sick check format bench bench-soak bench-ui bench-pinned bench-peers chaos lock docs-screenshots vendor clean
 
 ARGS ?=
 PYTHON ?=
@@ -61,6 +61,9 @@ bench: $(STAMP) ## measure speed in under three minutes (ARGS="backlog waiting" 
 bench-soak: $(STAMP) ## measure a worker's memory over 100,000 runs
 	@$(BIN)/python -m bench soak $(ARGS)
 
+bench-ui: $(STAMP) ## measure the dashboard's pages over a million runs (five minutes; ARGS="--size 100000")
+	@$(BIN)/python -m bench ui $(ARGS)
+
 bench-pinned: $(STAMP) ## measure claims while another session keeps a snapshot for ten minutes (SECONDS=600)
 	@$(BIN)/python -m bench pinned --size $(or $(SECONDS),600) $(ARGS)
 
@@ -75,6 +78,9 @@ docs-cli: $(STAMP) ## run the sessions of docs/cli.md again, and write the help 
 
 lock: ## pin the newest allowed development dependencies in requirements-dev.lock
 	@scripts/lock "$(or $(PYTHON),python3)"
+
+docs-screenshots: $(STAMP) ## draw the pictures of docs/dashboard.md again (needs Chromium)
+	@$(BIN)/python tests/screenshots.py
 
 vendor: ## fetch the dashboard's styles and scripts of others again, through npm, and compare their hashes
 	@scripts/vendor

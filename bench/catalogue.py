@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from bench import importing, inspecting, lasting, load, resting, scenarios, starting
+from bench import dashboard, importing, inspecting, lasting, load, resting, scenarios, starting
 from bench.figures import Figures
 from pgworkflows import WorkflowEngine
 
@@ -50,6 +50,7 @@ SCENARIOS: Mapping[str, Scenario] = {
         heavy=True,
     ),
     "inspection": Scenario(inspecting.inspection, 1_000_000, {"slowest_page_ms": "≤ 50 ms"}, heavy=True),
+    "ui": Scenario(dashboard.pages, 1_000_000, {"slowest_p95_ms": "p95 ≤ 200 ms"}, heavy=True),
     "soak": Scenario(load.soak, 100_000, {"growth_mb": "≤ 20 MB"}, heavy=True),
     "pinned": Scenario(load.pinned, 600, {"p99_ratio": "p99 ≤ 2 × the first minute's"}, heavy=True),
 }

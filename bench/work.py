@@ -187,7 +187,7 @@ def fill_history(engine: WorkflowEngine, steps: int) -> UUID:
     return UUID(str(row[0]))
 
 
-def fill(engine: WorkflowEngine, statement: str, **params: int) -> list[tuple[object, ...]]:
+def fill(engine: WorkflowEngine, statement: str, **params: int | UUID) -> list[tuple[object, ...]]:
     """Run one statement that writes rows into the engine's schema; what it returns."""
     text = statement.replace("pgworkflows.", f"{engine.schema}.")
     with psycopg.connect(engine.conninfo, autocommit=True) as conn:
