@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 from browsing import Chromium, find_chromium, running, served
 from exhibits import checkout, import_prices, nightly_report, restock, shelve
 from working import rows, working
 
-from pgworkflows import EmbeddedPostgres, WorkflowEngine
+from pgworkflows import EmbeddedPostgres, Workflow, WorkflowEngine
 from pgworkflows.testing.server import SETTINGS
 from pgworkflows.ui import Dashboard
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 MAX_BYTES = 150_000
-SHOP = [checkout, import_prices, nightly_report, restock, shelve]
+SHOP: list[Workflow[Any, Any]] = [checkout, import_prices, nightly_report, restock, shelve]
 ORDER = {"customer": "Ada", "lines": [{"article": "tea", "count": 2}], "gift": True}
 
 PAST = """
