@@ -375,8 +375,8 @@ def test_files_and_commands_that_are_named_exist(page: Path) -> None:
     text = page.read_text()
     for name in re.findall(r"`((?:pgworkflows|tests|examples|migrations|bench|scripts)/[\w/.]*)`", text):
         assert (ROOT / name).exists(), name
-    targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
-    assert set(re.findall(r"`make (\w+)", text)) <= targets
+    targets = set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert set(re.findall(r"`make ([\w-]+)", text)) <= targets
 
 
 TEST_NAME = re.compile(r"`(test_\w+\.py(?:::\w+)+)`")

@@ -172,6 +172,20 @@ def test_the_numbers_of_the_plots_are_also_a_table_and_json(engine: WorkflowEngi
     assert browser.open("/activity.json?window=1+century").status_code == 400
 
 
+def test_a_search_that_has_not_come_to_the_end_says_how_far_it_looked(engine: WorkflowEngine, browser: Browser) -> None:
+    rows(
+        engine.conninfo,
+        "insert into pgworkflows.runs (workflow_id, status, error, completed_at) "
+        """select 'fail', 'failed', '{"type": "OSError", "message": "full"}', now() from generate_series(1, 1100)""",
+    )
+    page = browser.see("/runs?q=nowhere")
+    assert "Looked at runs back to" in page.text
+    [older] = [each for each in page.all("a") if each.attributes.get("rel") == "next"]
+    page = browser.see(older.attributes["href"])
+    [newer] = [each for each in page.all("a") if each.attributes.get("rel") == "prev"]
+    assert "Looked at runs until" in browser.see(newer.attributes["href"]).text
+
+
 def test_runs_are_filtered_by_what_the_address_says(engine: WorkflowEngine, browser: Browser) -> None:
     mine = engine.start_workflow(order, {"customer": "ada"}, resource_id="customer/7 é", idempotency_key="k 1").id
     failed = engine.start_workflow(fail, "the card was refused").id

@@ -84,13 +84,15 @@ def show_runs(visit: Visit) -> Response:
     given = visit.request.args
     filters = Filters.read(given)
     cursor = given.get("cursor") or None
-    found = _found(visit, filters.arguments(), cursor=cursor, newer=given.get("newer") == "1")
+    newer = given.get("newer") == "1"
+    found = _found(visit, filters.arguments(), cursor=cursor, newer=newer)
     return visit.page(
         "runs.html",
         filters=filters,
         found=found,
         runs=[run for run in found.items if visit.may("view", run)],
         newest=cursor is None,
+        newer=newer,
         statuses=[*RunStatus],
         workflows=sorted({each.id for each in visit.inspector.get_declared()}),
         actions={name: RUN_ACTIONS[name] for name in MANY} if visit.dashboard.actions else {},
