@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias, cast
 from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from werkzeug.exceptions import BadRequest, HTTPException, InternalServerError, NotFound, ServiceUnavailable
+from werkzeug.exceptions import HTTPException, InternalServerError, NotFound, ServiceUnavailable
 from werkzeug.utils import send_from_directory
 from werkzeug.wrappers import Request, Response
 
@@ -133,20 +133,21 @@ def _asked(visit: Visit, route: Route, values: Mapping[str, Any]) -> Response:
     """The view's answer, if this visitor may have it."""
     form = visit.request.method == "POST"
     if form:
-        if not visit.request.mimetype == "application/x-www-form-urlencoded":
-            raise BadRequest("Forms are sent as application/x-www-form-urlencoded.")
-        visit.check_form()
+        visit.check_sender()
+        visit.request.max_content_length = route.max_form
+    given = dict(values)
     if route.run_action is not None:
-        run_id = values["run_id"]
         if form and not visit.dashboard.actions:
             visit.require(route.run_action)
-        run = visit.client.get_run(run_id)
+        run = given["run"] = visit.client.get_run(given.pop("run_id"))
         visit.require("view", run)
         visit.require(route.run_action, run)
-        return route.view(visit, run, **{name: value for name, value in values.items() if name != "run_id"})
-    if route.action is not None:
+    elif route.action is not None:
         visit.require(route.action)
-    return route.view(visit, **values)
+    if form:
+        # Last: it reads the form, which may be long. Who may not send one has nothing read.
+        visit.check_form()
+    return route.view(visit, **given)
 
 
 def _as_http(error: Exception) -> HTTPException:

@@ -9,6 +9,7 @@ from werkzeug.routing import Map, Rule
 from werkzeug.wrappers import Response
 
 from pgworkflows.ui import overview, run, runs, schedules, start, static_pages, steering
+from pgworkflows.ui.visit import MAX_FORM, MAX_PAYLOAD_FORM
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,7 @@ class Route:
     action: str | None = None
     run_action: str | None = None
     methods: tuple[str, ...] = ("GET",)
+    max_form: int = MAX_FORM
 
 
 POST = ("POST",)
@@ -39,13 +41,17 @@ ROUTES = {
     "event_payload": Route("/runs/<uuid:run_id>/events/<int:number>", run.send_event_payload, run_action="view"),
     **{
         action: Route(
-            f"/runs/<uuid:run_id>/{action.replace('_', '-')}", steering.view_of(action), run_action=action, methods=POST
+            f"/runs/<uuid:run_id>/{action.replace('_', '-')}",
+            steering.view_of(action),
+            run_action=action,
+            methods=POST,
+            max_form=MAX_PAYLOAD_FORM if action in steering.WITH_DATA else MAX_FORM,
         )
         for action in steering.RUN_ACTIONS
     },
     "start_again": Route("/runs/<uuid:run_id>/start-again", start.start_again, run_action="start", methods=POST),
     "start": Route("/start", start.show_form, "start"),
-    "send_start": Route("/start", start.take_form, "start", methods=POST),
+    "send_start": Route("/start", start.take_form, "start", methods=POST, max_form=MAX_PAYLOAD_FORM),
     "schedules": Route("/schedules", schedules.show_schedules, "view"),
     **{
         f"{verb}_schedule": Route(f"/schedules/{verb}", schedules.view_of(verb), f"{verb}_schedule", methods=POST)

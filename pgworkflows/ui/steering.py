@@ -42,6 +42,8 @@ RUN_ACTIONS: Mapping[str, RunAction] = {
     "fast_forward": RunAction("Fast-forward", CANCELLABLE, "fast-forwarded", _fast_forward),
     "trigger": RunAction("Send event", CANCELLABLE, "sent the event", _trigger),
 }
+WITH_DATA = ("trigger", "fast_forward")
+"""Those whose forms carry a payload."""
 MANY = ("pause", "resume", "cancel", "retry", "fast_forward")
 """Those that are done to many runs at once."""
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, cast
+from io import BytesIO
+from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlsplit
 
-from werkzeug.exceptions import BadRequest, Forbidden, HTTPException
+from werkzeug.exceptions import BadRequest, Forbidden, HTTPException, RequestEntityTooLarge
+from werkzeug.formparser import FormDataParser
 from werkzeug.routing import MapAdapter
 from werkzeug.utils import redirect
 from werkzeug.wrappers import Request, Response
@@ -21,7 +23,10 @@ from pgworkflows.ui.wording import Shown, shown
 if TYPE_CHECKING:
     from pgworkflows.ui.dashboard import Dashboard
 
-MAX_FORM = 8 * 1024 * 1024
+MAX_FORM, MAX_PAYLOAD_FORM = 256 * 1024, 8 * 1024 * 1024
+"""In bytes: a form, and one that carries a payload."""
+MAX_FIELDS = 50_000
+"""More than any form of ours has: a megabyte can hold half a million, which take seconds to read."""
 MAX_SAID = 2500
 """In characters: a cookie holds 4,096."""
 CSRF_COOKIE, SAID_COOKIE, THEME_COOKIE = "pgworkflows-csrf", "pgworkflows-said", "pgworkflows-theme"
@@ -30,11 +35,25 @@ HOST_FIELDS = "pgworkflows.form_fields"
 """In the WSGI environment: hidden fields that whoever mounts the dashboard wants in each form, as a dict."""
 
 
+class BoundedFormParser(FormDataParser):
+    """Reads forms that have no more fields than ours."""
+
+    def parse(
+        self, stream: IO[bytes], mimetype: str, content_length: int | None, options: dict[str, str] | None = None
+    ) -> Any:
+        """What Werkzeug's makes of it. Raises RequestEntityTooLarge."""
+        body = stream.read()
+        if body.count(b"&") >= MAX_FIELDS:
+            raise RequestEntityTooLarge(f"A form here has at most {MAX_FIELDS:,} fields.")
+        return super().parse(BytesIO(body), mimetype, content_length, options)
+
+
 class Visitor(Request):
     """The request; a form is bounded."""
 
     max_content_length = MAX_FORM
-    max_form_memory_size = MAX_FORM
+    max_form_memory_size = MAX_PAYLOAD_FORM
+    form_data_parser_class = BoundedFormParser
 
 
 class Visit:
@@ -86,13 +105,18 @@ class Visit:
         """The hidden fields of each form."""
         return {"_token": self.dashboard.signer.token(self.nonce), **self.request.environ.get(HOST_FIELDS, {})}
 
-    def check_form(self) -> None:
-        """Raise unless the form that was sent is one of ours, sent from one of our pages."""
+    def check_sender(self) -> None:
+        """Raise unless what was sent is a form, and comes from one of our pages, as far as the headers say."""
+        if self.request.mimetype != "application/x-www-form-urlencoded":
+            raise BadRequest("Forms are sent as application/x-www-form-urlencoded.")
         origin = self.request.headers.get("Origin")
-        if origin is not None and urlsplit(origin).netloc != self.request.host:
+        if origin is not None and _site(origin) != self.request.host:
             raise Forbidden("This form was sent from another site, or through a proxy that changes the Host header.")
         if self.request.headers.get("Sec-Fetch-Site", "same-origin") not in {"same-origin", "none"}:
             raise Forbidden("This form was sent from another site.")
+
+    def check_form(self) -> None:
+        """Raise unless the form is one that this browser was given. Reads it."""
         nonce, token = self.request.cookies.get(CSRF_COOKIE, ""), self.request.form.get("_token", "")
         if not self.dashboard.signer.fits(nonce, token):
             raise Forbidden(
@@ -207,3 +231,11 @@ class Visit:
             return None
         bare: dict[str, Any] = {"type": "", "message": "", "traceback": None, "step_id": None}
         return {**bare, **(cast("dict[str, Any]", hidden) if isinstance(hidden, dict) else {"message": str(hidden)})}
+
+
+def _site(origin: str) -> str | None:
+    """The host and port that an Origin header names."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:
+        return None
