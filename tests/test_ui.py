@@ -599,7 +599,7 @@ def test_one_form_steers_a_bounded_number_of_runs(
     engine.start_workflows(order, [{"customer": "a"}] * 8, delay="1 hour")
     browser.see("/runs/bulk?action=cancel")
     browser.send("/runs/bulk")
-    assert browser.said == "5 runs cancelled. There are more: one form does at most 5."
+    assert browser.said == "5 runs cancelled. There may be more: one form does at most 5, and looks at 5,000."
     browser.see("/runs/bulk?action=cancel")
     browser.send("/runs/bulk")
     assert browser.said == "3 runs cancelled."

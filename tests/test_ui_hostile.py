@@ -3,22 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
+from uuid import UUID
 
 import pytest
-from test_ui import WORKFLOWS, order
+from test_ui import WORKFLOWS, nap, order, work
 from visiting import Browser
-from werkzeug.test import Client
+from werkzeug.test import Client, create_environ, run_wsgi_app
 from werkzeug.wrappers import Request
 
-from pgworkflows import WorkflowEngine, WorkflowRun
+from pgworkflows import Inspector, Step, Steps, WorkflowEngine, WorkflowRun, workflow
 from pgworkflows.ui import Dashboard
+from pgworkflows.ui.forms import ABSENT, FormMaker
+from pgworkflows.ui.typed import value_of
+
+
+@workflow("guardian")
+def guardian(step: Step) -> Steps[Any]:
+    yield step.invoke_child_workflow("tuck-in", nap)
+
 
 FORM = "application/x-www-form-urlencoded"
 
 
 @pytest.fixture
 def engine(database_url: str) -> Iterator[WorkflowEngine]:
-    with WorkflowEngine(database_url, workflows=WORKFLOWS) as made:
+    with WorkflowEngine(database_url, workflows=[*WORKFLOWS, guardian]) as made:
         made.start(worker=False)
         yield made
 
@@ -64,3 +74,135 @@ def test_a_form_is_read_after_its_sender_was_let_in(engine: WorkflowEngine) -> N
     for path in ("/start", f"/runs/{run}/trigger", f"/runs/{run}/cancel", "/runs/bulk", "/schedules/pause"):
         assert client.post(path, data=b"a&" * 50_001, content_type=FORM).status_code == 403, path
     assert read == [False] * 7
+
+
+def test_bulk_looks_at_a_bounded_number_of_runs_whoever_may_see_them(
+    engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgworkflows.ui.runs.PAGE", 2)
+    monkeypatch.setattr("pgworkflows.ui.runs.PAGES_AT_ONCE", 3)
+    monkeypatch.setattr("pgworkflows.ui.runs.AT_ONCE", 4)
+    runs = [str(run.id) for run in engine.start_workflows(order, [{"customer": "a"}] * 8, delay="1 hour")]
+    asked: list[UUID] = []
+
+    def authorize(request: Request, action: str, run: WorkflowRun | None) -> bool:
+        if run is not None:
+            asked.append(run.id)
+        return run is None
+
+    browser = Browser(Dashboard(engine, actions=True, authorize=authorize))
+    token = token_of(browser)
+    browser.post("/runs/bulk", {"_token": token, "action": "cancel", "matching": "1"})
+    assert browser.said == "0 runs cancelled. There may be more: one form does at most 4, and looks at 6."
+    assert len(set(asked)) == 6
+    asked.clear()
+    browser.post("/runs/bulk", {"_token": token, "action": "cancel", "run": runs})
+    assert "There may be more" in browser.said
+    assert asked[:4] == [UUID(run) for run in runs[:4]]
+    assert not set(asked[:5]) & {UUID(run) for run in runs[4:7]}
+
+
+NO_SCHEMAS: list[Any] = [
+    {"type": "object", "properties": {"a": 1}},
+    {"type": "object", "properties": {"a": {}}, "required": 5},
+    {"$ref": "#/$defs/A", "$defs": []},
+    {"anyOf": [1, 2]},
+    {"type": "string", "maxLength": "x"},
+    {"type": "string", "format": {"a": 1}},
+    {"type": "array", "items": {"anyOf": [1]}},
+    {"type": "object", "properties": {"a": {"default": "\ud800"}}},
+]
+
+
+@pytest.mark.parametrize("schema", NO_SCHEMAS, ids=str)
+def test_what_is_no_schema_makes_a_field_for_json(schema: Any) -> None:
+    for made in (FormMaker(schema).of_value({"a": 7}), FormMaker(schema).of_form({"json:": '{"a": 7}'})):
+        assert value_of(made) == {"a": 7}
+    maker = FormMaker(schema)
+    maker.add_item(maker.of_value(ABSENT), "")
+
+
+def test_numbers_and_names_that_no_database_holds_are_refused(engine: WorkflowEngine) -> None:
+    run = engine.start_workflow(order, {"customer": "ada"}, delay="1 hour").id
+    browser = Browser(Dashboard(engine, actions=True))
+    for path, status in {
+        f"/runs/{run}/steps/{'9' * 20}/output": 404,
+        f"/runs/{run}/steps/{'9' * 5000}/output": 404,
+        f"/runs/{run}/steps/2147483648/output": 404,
+        f"/runs/{run}/steps/2147483647/output": 404,
+        f"/runs/{run}/events/{'9' * 18}": 404,
+        f"/runs/{run}/events/{'9' * 5000}": 404,
+        "/?workflow=%00": 400,
+        "/activity.json?workflow=%00": 400,
+        f"/activity.json?workflow={'x' * 300}": 400,
+    }.items():
+        assert browser.open(path).status_code == status, path
+    for host in ("xn--", "xn--a.xn--", "\xff", f"{'a' * 64}.example"):
+        for names in (None, ["localhost"]):
+            environ = {**create_environ("/help"), "HTTP_HOST": host}
+            _, line, _ = run_wsgi_app(Dashboard(engine, trusted_hosts=names), environ)
+            assert line[:3] in {"200", "400"}, host
+    token = token_of(browser)
+    answer = browser.post("/theme", {"_token": token, "theme": "dark"}, headers={"Origin": "http://["})
+    assert answer.status_code == 403
+
+
+# What is shown, and to whom -----------------------------------------------------------------------------------------
+
+
+def test_the_data_of_an_event_is_redacted_as_such_also_where_a_wait_has_taken_it(engine: WorkflowEngine) -> None:
+    run = engine.start_workflow(order, {"customer": "ada"}).id
+    work(engine)
+    engine.trigger_event(run, "clicked", {"secret": "of the event"})
+    work(engine)
+    position = next(
+        each.step.position for each in Inspector(engine).get_timeline(run).entries if each.step.step_id == "await-click"
+    )
+
+    def hide(what: str, value: Any) -> Any:
+        return "hidden" if what == "event" or (what == "output" and "click" in value) else value
+
+    browser = Browser(Dashboard(engine, redact=hide))
+    for path in (f"/runs/{run}", f"/runs/{run}/steps/{position}/output"):
+        answer = browser.open(path)
+        assert "hidden" in answer.text
+        assert "of the event" not in answer.text
+
+
+def test_relatives_that_a_visitor_may_not_view_are_not_on_a_runs_page(engine: WorkflowEngine) -> None:
+    parent = engine.start_workflow(guardian).id
+    work(engine)
+    [child] = engine.get_runs(workflow_id="nap").items
+
+    def only(workflow_id: str) -> Browser:
+        return Browser(
+            Dashboard(engine, authorize=lambda _, action, run: run is None or run.workflow_id == workflow_id)
+        )
+
+    for one, other, words in ((parent, child.id, "1 is not shown"), (child.id, parent, "may not view")):
+        workflow_id = engine.get_run(one).workflow_id
+        page = only(workflow_id).see(f"/runs/{one}")
+        assert words in page.text
+        assert str(other) not in only(workflow_id).open(f"/runs/{one}").text
+        assert str(other) in Browser(Dashboard(engine, authorize=lambda *_: True)).see(f"/runs/{one}").text
+
+
+def test_of_runs_that_a_visitor_may_not_view_neither_their_keys_nor_their_number_is_told(
+    engine: WorkflowEngine,
+) -> None:
+    theirs = engine.start_workflow(
+        order, {"customer": "a"}, resource_id="theirs", idempotency_key="k", delay="1 hour"
+    ).id
+    browser = Browser(
+        Dashboard(engine, actions=True, authorize=lambda _, action, run: run is None or run.resource_id != "theirs")
+    )
+    browser.see("/start?workflow=order")
+    given = {"f:/customer": "a", "option:idempotency_key": "k"}
+    answer = browser.send("/start", "start", **given, **{"option:resource_id": "mine"})
+    assert answer.status_code == 422
+    assert "Another run is in the way" in browser.said
+    assert str(theirs) not in answer.text
+    assert "theirs" not in answer.text
+    assert "No run that matches can be cancelled" in browser.see("/runs/bulk?action=cancel").text
+    engine.start_workflows(order, [{"customer": "a"}] * 2, delay="1 hour")
+    assert "2 runs would be cancelled" in " ".join(browser.see("/runs/bulk?action=cancel").text.split())

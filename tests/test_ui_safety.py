@@ -61,8 +61,8 @@ def form_of(endpoint: str, run: UUID) -> dict[str, str]:
 
 def path_of(endpoint: str, run: UUID) -> str:
     """An address that the endpoint answers to."""
-    path = ROUTES[endpoint].path.replace("<uuid:run_id>", str(run)).replace("<int:position>", "0")
-    path = re.sub(r"<any\((\w+).*?>", r"\1", path.replace("<int:number>", "1"))
+    path = ROUTES[endpoint].path.replace("<uuid:run_id>", str(run)).replace("<number:number>", "1")
+    path = re.sub(r"<any\((\w+).*?>", r"\1", re.sub("<number.*?:position>", "0", path))
     return f"{path}?action=cancel" if endpoint == "bulk" else path
 
 

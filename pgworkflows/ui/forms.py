@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, TypeAlias, cast
@@ -22,6 +23,8 @@ Form: TypeAlias = Mapping[str, str]
 MAX_DEPTH = 8
 MAX_ITEMS = 200
 MAX_FIELDS = 2000
+NO_SCHEMA = (TypeError, ValueError, AttributeError, LookupError, RecursionError)
+"""What comes of reading as a schema what is none."""
 ABSENT: Any = object()
 """No value: a field that was left empty, where its object may do without it."""
 
@@ -90,21 +93,27 @@ def name_of(path: Sequence[str | int]) -> str:
 
 
 class FormMaker:
-    """Makes the fields of one schema."""
+    """Makes the fields of one schema. One that is none, which any client may have declared, makes one field: JSON."""
 
     def __init__(self, schema: Schema) -> None:
-        self._root = schema
+        self._root: Schema = schema
         self._made = 0
 
     def of_value(self, value: Any) -> Field:
         """The fields with a JSON value in them, or empty if that is ABSENT."""
-        self._made = 0
-        return self._field(self._root, (), value, required=True, label="")
+        return self._tried(lambda: self._field(self._root, (), value, required=True, label=""))
 
     def of_form(self, form: Form) -> Field:
         """The fields with what was typed into them."""
+        return self._tried(lambda: self._typed(self._root, (), form, required=True, label=""))
+
+    def _tried(self, make: Callable[[], Field]) -> Field:
         self._made = 0
-        return self._typed(self._root, (), form, required=True, label="")
+        try:
+            return make()
+        except NO_SCHEMA:
+            self._root = {}
+            return make()
 
     def add_item(self, top: Field, name: str) -> None:
         """Lengthen the list of that name by an empty item."""
@@ -112,7 +121,8 @@ class FormMaker:
             if each.name == name and each.kind is Kind.LIST and len(each.fields) < MAX_ITEMS:
                 number, each.present = len(each.fields), True
                 path, label = (*each.path, number), f"{each.label} {number + 1}"
-                each.fields.append(self._field(each.item, path, ABSENT, required=True, label=label))
+                with suppress(*NO_SCHEMA):
+                    each.fields.append(self._field(each.item, path, ABSENT, required=True, label=label))
 
     # A field of a schema, with a value ------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import json
 from werkzeug.exceptions import BadRequest
 from werkzeug.wrappers import Response
 
+from pgworkflows.errors import ConfigurationError
 from pgworkflows.inspection import Activity
 from pgworkflows.ui.visit import Visit
 
@@ -53,7 +54,12 @@ def _columns(activity: Activity) -> dict[str, list[float | None]]:
 
 def _activity(visit: Visit) -> Activity:
     workflow_id = visit.request.args.get("workflow") or None
-    return visit.inspector.get_activity(_window(visit), workflow_id=workflow_id)
+    try:
+        return visit.inspector.get_activity(_window(visit), workflow_id=workflow_id)
+    except ConfigurationError:
+        raise
+    except ValueError as error:
+        raise BadRequest(f"{error}.") from None
 
 
 def _window(visit: Visit) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, TypeAlias, cast
 
+from pgworkflows.history import StepKind, StepRecord
 from pgworkflows.limits import quoted
 
 What: TypeAlias = Literal["input", "output", "error", "event"]
@@ -12,6 +13,11 @@ Redact: TypeAlias = Callable[[What, Any], Any] | Iterable[str]
 """`redact(what, value)` gives what is shown instead of a payload; or names of keys whose values are masked."""
 
 MASK = "•••"
+
+
+def what_came_of(step: StepRecord) -> What:
+    """What a step's output is: that of a wait is the data of the event that it took."""
+    return "event" if step.kind is StepKind.WAIT_FOR else "output"
 
 
 class Redaction:

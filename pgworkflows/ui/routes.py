@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from werkzeug.routing import Map, Rule
+from werkzeug.routing import IntegerConverter, Map, Rule
 from werkzeug.wrappers import Response
 
 from pgworkflows.ui import overview, run, runs, schedules, start, static_pages, steering
@@ -25,6 +25,12 @@ class Route:
     max_form: int = MAX_FORM
 
 
+class NumberConverter(IntegerConverter):
+    """A number that a database can hold: no more digits, and those of ASCII."""
+
+    regex = "[0-9]{1,18}"
+
+
 POST = ("POST",)
 
 ROUTES = {
@@ -36,9 +42,11 @@ ROUTES = {
     "run": Route("/runs/<uuid:run_id>", run.show_run, run_action="view"),
     "payload": Route("/runs/<uuid:run_id>/<any(input, output, error):what>", run.send_payload, run_action="view"),
     "step_payload": Route(
-        "/runs/<uuid:run_id>/steps/<int:position>/<any(output, error):what>", run.send_step_payload, run_action="view"
+        "/runs/<uuid:run_id>/steps/<number(max=2147483647):position>/<any(output, error):what>",
+        run.send_step_payload,
+        run_action="view",
     ),
-    "event_payload": Route("/runs/<uuid:run_id>/events/<int:number>", run.send_event_payload, run_action="view"),
+    "event_payload": Route("/runs/<uuid:run_id>/events/<number:number>", run.send_event_payload, run_action="view"),
     **{
         action: Route(
             f"/runs/<uuid:run_id>/{action.replace('_', '-')}",
@@ -72,4 +80,5 @@ MAP = Map(
     strict_slashes=False,
     merge_slashes=False,
     redirect_defaults=False,
+    converters={"number": NumberConverter},
 )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from typing import Any
+from uuid import UUID
 
 from werkzeug.exceptions import BadRequest, NotFound
 from werkzeug.wrappers import Response
 
+from pgworkflows.inspection import Timeline
+from pgworkflows.reading import MAX_PAGE
 from pgworkflows.runs import WorkflowRun
 from pgworkflows.ui.chart import Chart
+from pgworkflows.ui.redaction import what_came_of
 from pgworkflows.ui.steering import RUN_ACTIONS, allowed_actions
 from pgworkflows.ui.visit import Visit
 
@@ -32,7 +36,19 @@ def show_run(visit: Visit, run: WorkflowRun) -> Response:
         actions=RUN_ACTIONS,
         may_start=visit.may("start"),
         after=position,
+        what_came_of=what_came_of,
+        relatives=_relatives(visit, timeline),
     )
+
+
+def _relatives(visit: Visit, timeline: Timeline) -> set[UUID]:
+    """The parent and the children that this visitor may view."""
+    if visit.dashboard.authorize is None:
+        return {each.id for each in (timeline.parent, *timeline.children) if each is not None}
+    found = [] if timeline.parent is None else [timeline.parent]
+    if timeline.children:
+        found += visit.inspector.find_runs(parent_run_id=timeline.run.id, limit=MAX_PAGE).items
+    return {each.id for each in found if visit.may("view", each)}
 
 
 def send_payload(visit: Visit, run: WorkflowRun, what: Any) -> Response:
@@ -45,7 +61,9 @@ def send_step_payload(visit: Visit, run: WorkflowRun, position: int, what: Any) 
     entries = visit.inspector.get_timeline(run.id, limit=1, after_position=position - 1).entries
     if not entries or entries[0].step.position != position:
         raise NotFound(f"Run {run.id} has no step at position {position}.")
-    return _as_json(visit.dashboard.redaction.shown(what, getattr(entries[0].step, what)))
+    step = entries[0].step
+    kind = what_came_of(step) if what == "output" else what
+    return _as_json(visit.dashboard.redaction.shown(kind, getattr(step, what)))
 
 
 def send_event_payload(visit: Visit, run: WorkflowRun, number: int) -> Response:

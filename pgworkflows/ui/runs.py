@@ -14,7 +14,7 @@ from werkzeug.exceptions import BadRequest
 from werkzeug.wrappers import Response
 
 from pgworkflows.errors import ConfigurationError, WorkflowRunNotFoundError
-from pgworkflows.inspection import FoundRuns
+from pgworkflows.inspection import Count, FoundRuns
 from pgworkflows.runs import RunStatus, WorkflowRun
 from pgworkflows.ui.steering import MANY, REFUSALS, RUN_ACTIONS, refused
 from pgworkflows.ui.visit import Visit
@@ -22,6 +22,8 @@ from pgworkflows.ui.visit import Visit
 PAGE = 50
 AT_ONCE = 1000
 """So many runs are steered by one form: a browser waits for the answer."""
+PAGES_AT_ONCE = 100
+"""So many pages are looked at for them, whoever may see how many of their runs."""
 
 
 @dataclass(frozen=True)
@@ -104,12 +106,14 @@ def confirm_bulk(visit: Visit) -> Response:
     name = _chosen_action(visit, visit.request.args)
     filters = Filters.read(visit.request.args)
     statuses = _allowed(filters, name)
-    try:
-        count = visit.inspector.count_runs(**filters.arguments(statuses)) if statuses else None
-    except ValueError as error:
-        raise BadRequest(f"{error}.") from None
     return visit.page(
-        "bulk.html", filters=filters, count=count, name=name, action=RUN_ACTIONS[name], statuses=statuses, most=AT_ONCE
+        "bulk.html",
+        filters=filters,
+        count=_count(visit, filters, statuses, name),
+        name=name,
+        action=RUN_ACTIONS[name],
+        statuses=statuses,
+        most=AT_ONCE,
     )
 
 
@@ -117,11 +121,14 @@ def act_on_runs(visit: Visit) -> Response:
     """Do something to the runs that were ticked, or to those that match."""
     form = visit.request.form
     name = _chosen_action(visit, form)
-    matching = form.get("matching") == "1"
-    chosen = _matching(visit, name) if matching else _ticked(visit)
+    if form.get("matching") == "1":
+        filters = Filters.read(form)
+        chosen = _matching(visit, filters, _allowed(filters, name))
+    else:
+        chosen = _ticked(visit)
     done, refusals, more = 0, Counter[str](), False
     for run in chosen:
-        if done + refusals.total() >= AT_ONCE:
+        if run is None or done + refusals.total() >= AT_ONCE:
             more = True
             break
         if not visit.may(name, run):
@@ -131,7 +138,7 @@ def act_on_runs(visit: Visit) -> Response:
             RUN_ACTIONS[name].call(visit.client, run, MultiDict())
             done += 1
         except REFUSALS as refusal:
-            refusals[refused(refusal)] += 1
+            refusals[refused(visit, refusal)] += 1
     visit.say(_told(name, done, refusals, more), well=not refusals)
     return visit.go(visit.back(visit.url("runs")))
 
@@ -141,7 +148,7 @@ def _told(name: str, done: int, refusals: Counter[str], more: bool) -> str:
     if refusals:
         told += f" {refusals.total():,} not: " + " ".join(why for why, _ in refusals.most_common(5))
     if more:
-        told += f" There are more: one form does at most {AT_ONCE:,}."
+        told += f" There may be more: one form does at most {AT_ONCE:,}, and looks at {PAGES_AT_ONCE * PAGE:,}."
     return told
 
 
@@ -154,25 +161,48 @@ def _chosen_action(visit: Visit, given: MultiDict[str, str]) -> str:
     return name
 
 
-def _ticked(visit: Visit) -> Iterator[WorkflowRun]:
-    for text in dict.fromkeys(visit.request.form.getlist("run")):
+def _ticked(visit: Visit) -> Iterator[WorkflowRun | None]:
+    """The runs that were ticked and may be seen; None at the end if there were too many."""
+    given = list(dict.fromkeys(visit.request.form.getlist("run")))
+    for text in given[:AT_ONCE]:
         try:
             run = visit.client.get_run(text)
         except WorkflowRunNotFoundError:
             continue  # it is gone, which its list did not know
         if visit.may("view", run):
             yield run
+    if len(given) > AT_ONCE:
+        yield None
 
 
-def _matching(visit: Visit, name: str) -> Iterator[WorkflowRun]:
-    filters = Filters.read(visit.request.form)
-    statuses, cursor = _allowed(filters, name), None
-    while statuses:
+def _matching(visit: Visit, filters: Filters, statuses: list[RunStatus]) -> Iterator[WorkflowRun | None]:
+    """The runs that match and may be seen; None at the end if not all were looked at."""
+    cursor = None
+    for _ in range(PAGES_AT_ONCE if statuses else 0):
         found = _found(visit, filters.arguments(statuses), cursor=cursor)
         yield from (run for run in found.items if visit.may("view", run))
         cursor = found.next_cursor
         if cursor is None:
             return
+    if cursor is not None:
+        yield None
+
+
+def _count(visit: Visit, filters: Filters, statuses: list[RunStatus], name: str) -> Count | None:
+    """How many runs an action would touch; of those that this visitor may not see, not even their number is told."""
+    if not statuses:
+        return None
+    if visit.dashboard.authorize is None:
+        try:
+            return visit.inspector.count_runs(**filters.arguments(statuses))
+        except ValueError as error:
+            raise BadRequest(f"{error}.") from None
+    runs = 0
+    for run in _matching(visit, filters, statuses):
+        if run is None or runs == AT_ONCE:
+            return Count(runs, at_least=True)
+        runs += visit.may(name, run)
+    return Count(runs, at_least=False)
 
 
 def _allowed(filters: Filters, name: str) -> list[RunStatus]:

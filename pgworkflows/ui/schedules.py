@@ -34,7 +34,7 @@ def view_of(verb: str) -> Callable[[Visit], Response]:
                 change(workflow_id)
                 visit.say(f"Schedule {workflow_id!r}: {VERBS[verb]}.")
         except REFUSALS as refusal:
-            visit.say(refused(refusal), well=False)
+            visit.say(refused(visit, refusal), well=False)
         return visit.go(visit.back(visit.url("schedules")))
 
     return take

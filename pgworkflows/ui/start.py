@@ -82,7 +82,7 @@ def start_again(visit: Visit, run: WorkflowRun) -> Response:
             priority=run.priority,
         )
     except REFUSALS as refusal:
-        visit.say(refused(refusal), well=False)
+        visit.say(refused(visit, refusal), well=False)
         return visit.go(visit.url("run", run_id=run.id))
     visit.say(f"Started run {new.id} with the input of run {run.id}.")
     return visit.go(visit.url("run", run_id=new.id))
@@ -101,10 +101,10 @@ def _started(visit: Visit, found: Startable, top: Field) -> Response:
         )
     except InvalidInputError as error:
         place(top, error.issues)
-        problem = "Nothing was started: the input does not fit." if error.issues else refused(error)
+        problem = "Nothing was started: the input does not fit." if error.issues else refused(visit, error)
         return _page(visit, found, top, problem=problem)
     except REFUSALS as refusal:
-        return _page(visit, found, top, problem=f"Nothing was started. {refused(refusal)}")
+        return _page(visit, found, top, problem=f"Nothing was started. {refused(visit, refusal)}")
     visit.say(f"Started run {run.id}.")
     return visit.go(visit.url("run", run_id=run.id))
 

@@ -11,7 +11,13 @@ from werkzeug.datastructures import MultiDict
 from werkzeug.wrappers import Response
 
 from pgworkflows.client import WorkflowClient
-from pgworkflows.errors import ConfigurationError, WorkflowEngineError
+from pgworkflows.errors import (
+    ConfigurationError,
+    IdempotencyConflictError,
+    WorkflowEngineError,
+    WorkflowRunInProgressError,
+    WorkflowRunNotFoundError,
+)
 from pgworkflows.runs import CANCELLABLE, PAUSABLE, RESUMABLE, RETRYABLE, RunStatus, WorkflowRun
 from pgworkflows.ui.visit import Visit
 
@@ -61,7 +67,7 @@ def view_of(name: str) -> Callable[[Visit, WorkflowRun], Response]:
         try:
             now = action.call(visit.client, run, visit.request.form)
         except REFUSALS as refusal:
-            visit.say(refused(refusal), well=False)
+            visit.say(refused(visit, refusal), well=False)
         else:
             visit.say(_told(name, run, now))
         return visit.go(visit.back(visit.url("run", run_id=run.id)))
@@ -72,12 +78,24 @@ def view_of(name: str) -> Callable[[Visit, WorkflowRun], Response]:
 REFUSALS = (WorkflowEngineError, ValueError, TypeError)
 
 
-def refused(refusal: Exception) -> str:
+def refused(visit: Visit, refusal: Exception) -> str:
     """Why an action was not done, as a sentence. Raises what is no refusal: a database that cannot be used."""
     if isinstance(refusal, ConfigurationError):
         raise refusal
     text = str(refusal)
+    if isinstance(refusal, IdempotencyConflictError | WorkflowRunInProgressError) and not _may_know(visit, refusal):
+        text = "another run is in the way: it has that idempotency key, or only one may be unfinished"
     return f"{text[:1].upper()}{text[1:]}." if text else type(refusal).__name__
+
+
+def _may_know(visit: Visit, refusal: WorkflowEngineError) -> bool:
+    """Whether this visitor may view the run that a refusal speaks of."""
+    if visit.dashboard.authorize is None or refusal.run_id is None:
+        return True
+    try:
+        return visit.may("view", visit.client.get_run(refusal.run_id))
+    except WorkflowRunNotFoundError:
+        return False
 
 
 def _told(name: str, before: WorkflowRun, now: WorkflowRun) -> str:
