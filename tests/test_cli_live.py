@@ -110,7 +110,8 @@ def test_tail_tells_of_all_runs_until_control_c(engine: WorkflowEngine, database
         engine.start_workflow(hostile)
         until(lambda: f"{json.dumps(HOSTILE)[1:-1]}" in documents.out, "they tell of the last")
         failed = engine.start_workflow(greet, "nobody")
-        until(lambda: f"{failed.id}  greet  failed (LookupError)" in lines.out, "they tell of the failure")
+        until(lambda: f"{failed.id}  greet  failed (LookupError)" in lines.out, "one tells of the failure")
+        until(lambda: documents.out.count(str(failed.id)) >= 3, "so does the other: its start, its step, its end")
         for command in (lines, documents):
             command.process.send_signal(signal.SIGINT)
             assert (command.process.wait(20), command.err) == (0, "")

@@ -37,10 +37,10 @@ nothing = lambda: None
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The current directory: the package `shop` with the module `workflows`, and modules that fail."""
-    (tmp_path / "shop").mkdir()
-    (tmp_path / "shop" / "__init__.py").touch()
-    (tmp_path / "shop" / "workflows.py").write_text(APPLICATION)
+    """The current directory: the package `bakery` with the module `workflows`, and modules that fail."""
+    (tmp_path / "bakery").mkdir()
+    (tmp_path / "bakery" / "__init__.py").touch()
+    (tmp_path / "bakery" / "workflows.py").write_text(APPLICATION)
     (tmp_path / "fails.py").write_text("def begin():\n    return 1 / 0\n\nengine = begin()\n")
     (tmp_path / "misspelt.py").write_text("engine = = 1\n")
     (tmp_path / "leaves.py").write_text("import sys\nsys.exit(7)\n")
@@ -57,7 +57,7 @@ def worker(*words: str) -> Result:
 
 @pytest.mark.usefixtures("folder")
 def test_an_engine_is_found_by_its_name_in_a_module_of_the_current_directory_or_is_made() -> None:
-    for target in ("shop.workflows:engine", "shop.workflows:application.engine", "shop.workflows:make_engine"):
+    for target in ("bakery.workflows:engine", "bakery.workflows:application.engine", "bakery.workflows:make_engine"):
         with load_engine(target) as engine:
             assert "user=nobody" in engine.conninfo
 
@@ -66,17 +66,17 @@ def test_an_engine_is_found_by_its_name_in_a_module_of_the_current_directory_or_
 @pytest.mark.parametrize(
     ("target", "said"),
     [
-        ("shop.workflows", "'shop.workflows' names no engine: write MODULE:ENGINE, as in shop.workflows:engine"),
-        ("shop/workflows:engine", "names no engine"),
-        ("..shop:engine", "names no engine"),
-        ("shop.workflows:engine()", "names no engine"),
-        ("shop.workflow:engine", "there is no module 'shop.workflow', in "),
+        ("bakery.workflows", "'bakery.workflows' names no engine: write MODULE:ENGINE, as in shop.workflows:engine"),
+        ("bakery/workflows:engine", "names no engine"),
+        ("..bakery:engine", "names no engine"),
+        ("bakery.workflows:engine()", "names no engine"),
+        ("bakery.workflow:engine", "there is no module 'bakery.workflow', in "),
         ("nowhere.at.all:engine", "there is no module 'nowhere', in "),
         ("fails.py:engine", "there is no module 'fails.py': write fails:engine"),
-        ("shop.workflows:engin", "shop.workflows has no 'engin'; it has 'engine'"),
-        ("shop.workflows:application.engin", "shop.workflows:application has no 'engin'; it has 'engine'"),
-        ("shop.workflows:number", "shop.workflows:number is an int, and neither a WorkflowEngine nor a callable"),
-        ("shop.workflows:nothing", "shop.workflows:nothing() gives a NoneType, and no WorkflowEngine"),
+        ("bakery.workflows:engin", "bakery.workflows has no 'engin'; it has 'engine'"),
+        ("bakery.workflows:application.engin", "bakery.workflows:application has no 'engin'; it has 'engine'"),
+        ("bakery.workflows:number", "bakery.workflows:number is an int, and neither a WorkflowEngine nor a callable"),
+        ("bakery.workflows:nothing", "bakery.workflows:nothing() gives a NoneType, and no WorkflowEngine"),
         ("lacks:engine", "the module lacks failed: ModuleNotFoundError: No module named 'not_installed_here'"),
         ("leaves:engine", "the module leaves failed: SystemExit: 7"),
         ("misspelt:engine", "the module misspelt failed: SyntaxError: invalid syntax"),
@@ -94,15 +94,15 @@ def test_an_exception_in_the_module_is_shown_with_its_lines_and_none_of_ours(fol
     places = [line.strip() for line in lines if line.strip().startswith("File")]
     assert places == [f'File "{folder}/fails.py", line 4, in <module>', f'File "{folder}/fails.py", line 2, in begin']
     assert lines[-1] == "Error: the module fails failed: ZeroDivisionError: division by zero"
-    told = worker("worker", "shop.workflows:make_trouble")
+    told = worker("worker", "bakery.workflows:make_trouble")
     assert told.stderr.count("File") == 1
-    assert told.stderr.endswith("Error: shop.workflows:make_trouble() failed: KeyError: 'secret'\n")
+    assert told.stderr.endswith("Error: bakery.workflows:make_trouble() failed: KeyError: 'secret'\n")
 
 
 @pytest.mark.usefixtures("folder")
 def test_a_database_that_cannot_be_reached_is_another_exit_status() -> None:
-    assert worker("worker", "shop.workflows:no_database").exit_code == 3
-    told = worker("worker", "shop.workflows:engine")
+    assert worker("worker", "bakery.workflows:no_database").exit_code == 3
+    told = worker("worker", "bakery.workflows:engine")
     assert told.exit_code == 3
     assert "cannot connect to PostgreSQL" in told.stderr
 
@@ -119,12 +119,12 @@ def test_a_database_that_cannot_be_reached_is_another_exit_status() -> None:
     ],
 )
 def test_an_option_that_cannot_be_is_refused(words: list[str], said: str) -> None:
-    told = worker("worker", "shop.workflows:engine", *words)
+    told = worker("worker", "bakery.workflows:engine", *words)
     assert told.exit_code == 2
     assert said in told.stderr
 
 
 def test_the_database_is_the_engines_and_no_option() -> None:
-    told = worker("--url", "postgresql://db1/shop", "worker", "shop.workflows:engine")
+    told = worker("--url", "postgresql://db1/bakery", "worker", "bakery.workflows:engine")
     assert told.exit_code == 2
-    assert "--url is for commands without an engine: that of shop.workflows:engine has its own" in told.stderr
+    assert "--url is for commands without an engine: that of bakery.workflows:engine has its own" in told.stderr
