@@ -371,7 +371,8 @@ def test_without_a_database_the_pages_say_so(tmp_path: Path) -> None:
         browser = Browser(Dashboard(client, actions=True))
         for path in ("/", "/runs", f"/runs/{uuid4()}", "/schedules", "/start", "/activity.json"):
             assert browser.open(path).status_code == 503, path
-            assert "The database cannot be used now: cannot connect to PostgreSQL" in browser.page.text
+            assert "The database cannot be used now: it is away" in browser.page.text
+            assert str(tmp_path) not in browser.answer.text
         assert browser.open("/help").status_code == 200
 
 

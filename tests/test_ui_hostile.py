@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from typing import Any
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import pytest
+from click.testing import CliRunner
 from test_ui import WORKFLOWS, nap, order, work
 from visiting import Browser
 from werkzeug.test import Client, create_environ, run_wsgi_app
 from werkzeug.wrappers import Request
 
-from pgworkflows import Inspector, Step, Steps, WorkflowEngine, WorkflowRun, workflow
+from pgworkflows import Inspector, Step, Steps, WorkflowClient, WorkflowEngine, WorkflowRun, workflow
+from pgworkflows.cli.exits import Exit
+from pgworkflows.cli.program import program
 from pgworkflows.ui import Dashboard
 from pgworkflows.ui.forms import ABSENT, FormMaker
+from pgworkflows.ui.serving import serve
 from pgworkflows.ui.typed import value_of
 
 
@@ -206,3 +210,90 @@ def test_of_runs_that_a_visitor_may_not_view_neither_their_keys_nor_their_number
     assert "No run that matches can be cancelled" in browser.see("/runs/bulk?action=cancel").text
     engine.start_workflows(order, [{"customer": "a"}] * 2, delay="1 hour")
     assert "2 runs would be cancelled" in " ".join(browser.see("/runs/bulk?action=cancel").text.split())
+
+
+def test_who_may_look_at_nothing_does_not_learn_which_runs_there_are(engine: WorkflowEngine) -> None:
+    run = engine.start_workflow(order, {"customer": "ada"}, delay="1 hour").id
+    browser = Browser(Dashboard(engine, authorize=lambda *_: False))
+    assert [browser.open(f"/runs/{each}").status_code for each in (run, uuid4())] == [403, 403]
+    browser = Browser(Dashboard(engine, authorize=lambda _, action, run: run is None))
+    assert [browser.open(f"/runs/{each}").status_code for each in (run, uuid4())] == [403, 404]
+
+
+def in_place(what: str, value: Any) -> Any:
+    value["extra"]["card"] = "[hidden]"
+    return value
+
+
+@pytest.mark.parametrize(
+    "redact", [in_place, lambda what, value: {**value, "extra": {"card": 7}}], ids=["in place", "a new value"]
+)
+def test_an_input_is_not_started_while_a_part_of_it_is_as_it_was_hidden(engine: WorkflowEngine, redact: Any) -> None:
+    run = engine.start_workflow(order, {"customer": "ada", "extra": {"card": "4242"}}, delay="1 hour").id
+    browser = Browser(Dashboard(engine, actions=True, redact=redact))
+    browser.see(f"/start?workflow=order&from={run}")
+    assert "Parts of that run's input are hidden" in browser.said
+    for given in ({}, {"f:/customer": "grace"}):
+        answer = browser.send("/start", "start", **given)
+        assert answer.status_code == 422
+        assert "replace what is hidden" in browser.said
+    assert "4242" not in answer.text
+    browser.send("/start", "start", **{"json:/extra": '{"card": "5454"}'})
+    assert browser.said.startswith("Started run")
+    newest = engine.get_runs().items[0]
+    assert newest.input["customer"] == "grace"
+    assert newest.input["extra"] == {"card": "5454"}
+
+
+def test_why_a_stored_input_is_refused_is_hidden_as_errors_are(engine: WorkflowEngine) -> None:
+    run = WorkflowClient(engine.conninfo).start_workflow("order", {"customer": "ada", "size": "huge"}).id
+    for redact, words in ((None, "does not fit Order"), (lambda what, value: what, "error")):
+        browser = Browser(Dashboard(engine, actions=True, redact=redact))
+        browser.see(f"/runs/{run}")
+        browser.send(f"/runs/{run}/start-again")
+        assert words in browser.said
+        assert ("Order" in browser.said) is (redact is None)
+
+
+# What an action says ------------------------------------------------------------------------------------------------
+
+
+def test_what_an_action_said_fits_its_cookie_and_is_for_its_browser_alone(engine: WorkflowEngine) -> None:
+    dashboard = Dashboard(engine, actions=True)
+    ours, theirs = Browser(dashboard), Client(dashboard)
+    data = {"_token": token_of(ours), "workflow": "\N{BEAR FACE}" * 256}
+    ours.post("/schedules/pause", data)
+    assert "\N{BEAR FACE}" * 256 in ours.said
+    for text in ("\N{BEAR FACE}" * 3000, '"' * 9000, "\ud800"):
+        cookie = dashboard.signer.sealed(text, "n")
+        assert len(cookie) < 4000
+        opened = dashboard.signer.opened(cookie, "n")
+        assert opened
+        assert text.startswith(opened) or opened == "?"
+        assert dashboard.signer.opened(cookie, "m") is None
+    theirs.get("/help")
+    theirs.set_cookie("pgworkflows-said", dashboard.signer.sealed("+send money", "n"), domain="localhost")
+    assert "send money" not in theirs.get("/help").text
+
+
+# Alone --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "ops.example.com"])
+def test_alone_it_does_not_act_under_any_name(engine: WorkflowEngine, host: str) -> None:
+    unnamed: list[dict[str, Any]] = [{}, {"trusted_hosts": []}, {"trusted_hosts": None}]
+    for names in unnamed:
+        with pytest.raises(ValueError, match="must be told the names it answers to"):
+            serve(engine, host=host, port=0, actions=True, **names)
+    done = CliRunner().invoke(program, ["--url", engine.conninfo, "ui", "--host", host, "--port", "0", "--actions"])
+    assert done.exit_code == Exit.REFUSED
+    assert "--trusted-host" in done.output
+
+
+def test_a_page_of_huge_payloads_shows_their_beginnings(engine: WorkflowEngine) -> None:
+    run = engine.start_workflow("echo", "\u202ehuge" + "y" * 1_000_000).id
+    work(engine)
+    page = Browser(Dashboard(engine)).see(f"/runs/{run}")
+    assert "The beginning of 1\u202f000\u202f007 characters" in page.text
+    assert "\\u202ehuge" in page.text
+    assert len(page.text) < 100_000

@@ -114,6 +114,8 @@ class Dashboard:
     def _excuse(self, visit: Visit, error: Exception) -> Response:
         """A page that says what went wrong."""
         excuse = _as_http(error)
+        if isinstance(excuse, ServiceUnavailable):
+            self.client.logger.warning("the dashboard cannot use the database: %s", error)
         if isinstance(excuse, InternalServerError):
             self.client.logger.error("the dashboard failed: %s", outline(error))
         if excuse.response is not None:
@@ -139,7 +141,11 @@ def _asked(visit: Visit, route: Route, values: Mapping[str, Any]) -> Response:
     if route.run_action is not None:
         if form and not visit.dashboard.actions:
             visit.require(route.run_action)
-        run = given["run"] = visit.client.get_run(given.pop("run_id"))
+        try:
+            run = given["run"] = visit.client.get_run(given.pop("run_id"))
+        except WorkflowRunNotFoundError:
+            visit.require("view")  # whoever may look at nothing learns not even that
+            raise
         visit.require("view", run)
         visit.require(route.run_action, run)
     elif route.action is not None:
@@ -157,7 +163,11 @@ def _as_http(error: Exception) -> HTTPException:
         case WorkflowRunNotFoundError():
             return NotFound(str(error))
         case ConfigurationError():
-            return ServiceUnavailable(f"The database cannot be used now: {error}")
+            # Whoever asks, also somebody without any right, is not told which database that is.
+            return ServiceUnavailable(
+                "The database cannot be used now: it is away, or lacks what pgworkflows migrate makes there. The log "
+                "of this dashboard's process says why."
+            )
         case _:
             return InternalServerError("The dashboard failed. The log of its process says where.")
 

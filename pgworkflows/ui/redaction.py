@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import deepcopy
 from typing import Any, Literal, TypeAlias, cast
 
 from pgworkflows.history import StepKind, StepRecord
@@ -26,7 +27,8 @@ class Redaction:
     def __init__(self, redact: Redact | None) -> None:
         self._hide: Callable[[What, Any], Any] | None
         if redact is None or callable(redact):
-            self._hide = redact
+            # It gets a copy: what it changes in place is what is stored, as far as we know.
+            self._hide = None if redact is None else lambda what, value: redact(what, deepcopy(value))
         elif isinstance(redact, str):
             raise TypeError(f"redact must be a function or a list of keys, not one text: [{redact!r}]")
         else:
@@ -46,9 +48,19 @@ class Redaction:
         except Exception as error:  # whatever it is: what cannot be redacted is not shown
             return f"(hidden: redact raised {type(error).__name__})"
 
-    def hides(self, what: What, value: Any) -> bool:
-        """Whether something of a payload is hidden."""
-        return bool(self.shown(what, value) != value)
+
+def still_hidden(stored: Any, seen: Any, sent: Any) -> bool:
+    """Whether something of what was hidden of a stored value has been sent back as it was seen."""
+    if stored == seen:
+        return False
+    if sent == seen:
+        return True
+    if isinstance(stored, dict) and isinstance(seen, dict) and isinstance(sent, dict):
+        ones, others, back = cast("tuple[dict[str, Any], ...]", (stored, seen, sent))
+        return any(still_hidden(ones.get(key), others[key], back[key]) for key in others if key in back)
+    if isinstance(stored, list) and isinstance(seen, list) and isinstance(sent, list):
+        return any(map(still_hidden, *cast("tuple[list[Any], ...]", (stored, seen, sent))))
+    return False
 
 
 def masked(value: Any, keys: frozenset[str]) -> Any:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import hmac
-import json
 import re
 import secrets
-from typing import Any, cast
+from typing import cast
 
 NONCE = re.compile(r"[\w-]{43}", re.ASCII)
 FORM, SAID = "form", "said"
+MAX_SEALED = 2700
+"""In bytes: a cookie holds 4,096, with its name and what it takes to write them as text."""
 
 
 class Signer:
@@ -35,20 +35,17 @@ class Signer:
         """Whether `token` was made for `nonce`."""
         return NONCE.fullmatch(nonce) is not None and hmac.compare_digest(self.token(nonce).encode(), token.encode())
 
-    def sealed(self, value: Any) -> str:
-        """A JSON value as text for a cookie, which its reader can tell from one that somebody else has made."""
-        body = base64.urlsafe_b64encode(json.dumps(value).encode()).decode()
-        return f"{body}.{self._mac(SAID, body)}"
+    def sealed(self, text: str, nonce: str) -> str:
+        """Text for a cookie, cut to what one holds, for the browser of that nonce alone."""
+        body = base64.urlsafe_b64encode(text.encode(errors="replace")[:MAX_SEALED]).decode()
+        return f"{body}.{self._mac(SAID, nonce + body)}"
 
-    def opened(self, text: str) -> Any:
-        """The value that was sealed, None if it was not sealed with this key."""
-        body, _, mac = text.rpartition(".")
-        if not hmac.compare_digest(self._mac(SAID, body).encode(), mac.encode()):
+    def opened(self, cookie: str, nonce: str) -> str | None:
+        """The text that was sealed, None if it was not sealed with this key for that browser."""
+        body, _, mac = cookie.rpartition(".")
+        if not hmac.compare_digest(self._mac(SAID, nonce + body).encode(), mac.encode()):
             return None
-        try:
-            return json.loads(base64.urlsafe_b64decode(body))
-        except (ValueError, binascii.Error):
-            return None
+        return base64.urlsafe_b64decode(body).decode(errors="ignore")
 
     def _mac(self, purpose: str, text: str) -> str:
         return hmac.new(self._key, f"pgworkflows.ui:{purpose}:{text}".encode(), hashlib.sha256).hexdigest()

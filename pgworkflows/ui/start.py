@@ -15,7 +15,7 @@ from pgworkflows.errors import InvalidInputError
 from pgworkflows.limits import checked_identifier
 from pgworkflows.runs import WorkflowRun
 from pgworkflows.ui.forms import ABSENT, Field, FormMaker, Kind, Schema
-from pgworkflows.ui.redaction import holds_mask
+from pgworkflows.ui.redaction import holds_mask, still_hidden
 from pgworkflows.ui.steering import REFUSALS, refused
 from pgworkflows.ui.typed import place, remove_item, value_of
 from pgworkflows.ui.visit import Visit
@@ -46,8 +46,9 @@ def show_form(visit: Visit) -> Response:
         return visit.page("start_which.html", workflows=_all(visit))
     found = _startable(visit, workflow_id)
     origin = visit.request.args.get("from")
-    value, hidden = (ABSENT, False) if origin is None else _input_of(visit, origin)
-    return _page(visit, found, _fields(found, value, as_json=visit.request.args.get("as") == "json"), hidden=hidden)
+    stored, value = (ABSENT, ABSENT) if origin is None else _input_of(visit, origin)
+    top = _fields(found, value, as_json=visit.request.args.get("as") == "json")
+    return _page(visit, found, top, hidden_of=origin if origin and stored != value else "")
 
 
 def take_form(visit: Visit) -> Response:
@@ -82,18 +83,21 @@ def start_again(visit: Visit, run: WorkflowRun) -> Response:
             priority=run.priority,
         )
     except REFUSALS as refusal:
-        visit.say(refused(visit, refusal), well=False)
+        # What pydantic says of the stored input is shown as an error of the run's would be.
+        told = {"type": type(refusal).__name__, "message": refused(visit, refusal), "traceback": None}
+        shown = visit.error(told) if isinstance(refusal, InvalidInputError) else told
+        visit.say(str((shown or told)["message"]), well=False)
         return visit.go(visit.url("run", run_id=run.id))
     visit.say(f"Started run {new.id} with the input of run {run.id}.")
     return visit.go(visit.url("run", run_id=new.id))
 
 
 def _started(visit: Visit, found: Startable, top: Field) -> Response:
-    value = value_of(top)
+    value, hidden_of = value_of(top), visit.request.form.get("hidden_of", "")
     if any(each.errors for each in top.walk()):
         return _page(visit, found, top, problem="Nothing was started: some fields cannot be read.")
-    if holds_mask(value):
-        return _page(visit, found, top, problem="Nothing was started: replace what is hidden (•••) by what it is.")
+    if holds_mask(value) or (hidden_of and still_hidden(*_input_of(visit, hidden_of), value)):
+        return _page(visit, found, top, problem="Nothing was started: replace what is hidden by what it is.")
     options = {name: text.strip() for name in OPTIONS if (text := visit.request.form.get(f"option:{name}", "")).strip()}
     try:
         run = visit.client.start_workflow(
@@ -117,14 +121,14 @@ def _options(given: dict[str, str]) -> dict[str, Any]:
     return dict(given)
 
 
-def _page(visit: Visit, found: Startable, top: Field, *, problem: str = "", hidden: bool = False) -> Response:
+def _page(visit: Visit, found: Startable, top: Field, *, problem: str = "", hidden_of: str = "") -> Response:
     return visit.page(
         "start.html",
         status=422 if problem else 200,
         workflow=found,
         top=top,
         problem=problem,
-        hidden=hidden,
+        hidden_of=hidden_of or visit.request.form.get("hidden_of", ""),
         options={name: (label, visit.request.form.get(f"option:{name}", "")) for name, label in OPTIONS.items()},
     )
 
@@ -142,12 +146,11 @@ def _switched(found: Startable, top: Field, *, as_json: bool) -> Field:
     return top if any(each.errors for each in top.walk()) else _fields(found, value, as_json=as_json)
 
 
-def _input_of(visit: Visit, run_id: str) -> tuple[Any, bool]:
-    """The input of a run as this visitor may see it, and whether something of it is hidden."""
+def _input_of(visit: Visit, run_id: str) -> tuple[Any, Any]:
+    """The input of a run as it is stored, and as this visitor may see it."""
     run = visit.client.get_run(run_id)
     visit.require("view", run)
-    redaction = visit.dashboard.redaction
-    return redaction.shown("input", run.input), redaction.hides("input", run.input)
+    return run.input, visit.dashboard.redaction.shown("input", run.input)
 
 
 def _registered(visit: Visit) -> dict[str, Workflow[Any, Any]]:

@@ -27,8 +27,6 @@ MAX_FORM, MAX_PAYLOAD_FORM = 256 * 1024, 8 * 1024 * 1024
 """In bytes: a form, and one that carries a payload."""
 MAX_FIELDS = 50_000
 """More than any form of ours has: a megabyte can hold half a million, which take seconds to read."""
-MAX_SAID = 2500
-"""In characters: a cookie holds 4,096."""
 CSRF_COOKIE, SAID_COOKIE, THEME_COOKIE = "pgworkflows-csrf", "pgworkflows-said", "pgworkflows-theme"
 THEMES = ("auto", "light", "dark")
 HOST_FIELDS = "pgworkflows.form_fields"
@@ -171,7 +169,7 @@ class Visit:
 
     def say(self, text: str, *, well: bool = True) -> None:
         """Tell the visitor on the next page what was done, or why not."""
-        self._said = self.dashboard.signer.sealed([well, text[:MAX_SAID]])
+        self._said = self.dashboard.signer.sealed(f"{'+' if well else '-'}{text}", self.nonce)
 
     def go(self, address: str) -> Response:
         """Go to another page of ours, after an action."""
@@ -182,7 +180,7 @@ class Visit:
 
     def page(self, template: str, /, *, status: int = 200, **values: Any) -> Response:
         """A page, which nobody keeps."""
-        said = self.dashboard.signer.opened(self.request.cookies.get(SAID_COOKIE, ""))
+        said = self.dashboard.signer.opened(self.request.cookies.get(SAID_COOKIE, ""), self.nonce)
         body = self.dashboard.templates.get_template(template).render(
             visit=self, said=said, title=self.dashboard.title, theme=self.theme, **values
         )

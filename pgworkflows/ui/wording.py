@@ -60,8 +60,12 @@ def percent(value: float | None) -> str:
 
 def pretty(value: Any) -> str:
     """A JSON value to be read; what a function has put in its place may be anything."""
+    return plain(_laid_out(value))
+
+
+def _laid_out(value: Any) -> str:
     try:
-        return plain(json.dumps(value, ensure_ascii=False, indent=2, default=str))
+        return json.dumps(value, ensure_ascii=False, indent=2, default=str)
     except RecursionError:
         return "(nested too deeply to be laid out: open the whole)"
 
@@ -76,13 +80,14 @@ class Shown:
 
     @property
     def cut(self) -> bool:
-        return self.size > len(self.text)
+        return self.size > SHOWN
 
 
 def shown(value: Any) -> Shown:
-    """What a page shows of a payload."""
-    text = pretty(value)
-    return Shown(text[:SHOWN], len(text), _summary(value, text))
+    """What a page shows of a payload. What it does not show costs no more than to be written."""
+    whole = _laid_out(value)
+    text = plain(whole[:SHOWN])
+    return Shown(text, len(whole), _summary(value, text))
 
 
 def _summary(value: Any, text: str) -> str:

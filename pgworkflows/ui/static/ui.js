@@ -19,12 +19,15 @@ function busy(part) {
     || (selected !== null && !selected.isCollapsed && part.contains(selected.anchorNode));
 }
 
-let asked = Date.now();
+// What takes the server long is asked for less often, and never twice at a time.
+let asked = Date.now(), took = 0, waiting = false;
+document.addEventListener("htmx:beforeRequest", () => { waiting = true; });
+document.addEventListener("htmx:afterRequest", () => { waiting = false; took = Date.now() - asked; });
 
 function refresh() {
   const part = byId("live");
   if (part === null || !part.dataset.live || off || document.hidden) return;
-  if (Date.now() - asked < 1000 * Number(part.dataset.live) || busy(part)) return;
+  if (waiting || Date.now() - asked < Math.max(1000 * Number(part.dataset.live), 10 * took) || busy(part)) return;
   asked = Date.now();
   htmx.trigger(part, "live");
   drawPlots();
