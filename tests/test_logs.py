@@ -229,7 +229,7 @@ def test_a_name_with_control_characters_forges_no_line_and_moves_no_cursor(
 
     with WorkflowEngine(database_url, workflows=[made_of_input]) as engine:
         engine.migrate()
-        run = engine.start_workflow(made_of_input)
+        engine.start_workflow(made_of_input)
         engine.worker().run_until_idle()
     [line] = [record.getMessage() for record in logged.records if "failed: " in record.getMessage()]
     assert line.isprintable()
