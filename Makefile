@@ -2,7 +2,7 @@
 #   make test ARGS="-k embedded -x -n 0"      make demo ARGS=--serve      make PYTHON=/usr/bin/python3.12 test
 
 .DEFAULT_GOAL := help
-.PHONY: help demo docs-cli test test-browser test-django6 test-pgbouncer test-failover test-model test-sick check format bench bench-soak bench-ui bench-pinned bench-peers chaos lock docs-screenshots vendor clean
+.PHONY: help demo docs-cli test test-browser test-chaos test-django6 test-pgbouncer test-failover test-model test-sick check format bench bench-soak bench-ui bench-pinned bench-peers chaos lock docs-screenshots vendor clean
 
 ARGS ?=
 PYTHON ?=
@@ -29,6 +29,9 @@ test-model: $(STAMP) ## check a thousand random histories against the model of s
 
 test-sick: $(STAMP) ## run the tests that take longest: a server that panics, one that never answers (needs root)
 	@$(BIN)/python -m pytest -m sick $(ARGS)
+
+test-chaos: $(STAMP) ## a short storm, and broken engines that it has to notice (a minute and a half; the long form: make chaos)
+	@$(BIN)/python -m pytest -m chaos $(ARGS)
 
 test-browser: $(STAMP) ## look at pages in a real Chromium (Debian's package chromium); screenshots/ has what they looked like
 	@$(BIN)/python -m pytest -m browser --numprocesses 2 --dist loadfile --timeout 300 $(ARGS)

@@ -1,6 +1,6 @@
 """Chaos in short, and whether its checker notices what it has to: in histories made by hand, and in a broken engine.
 
-`make chaos` is the long form: docs/reliability.md.
+The storms take a minute: `make test-chaos`. `make chaos` is the long form: docs/reliability.md.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ def said(result: Result) -> str:
     return "\n".join(report(result))
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(240)
 def test_a_short_storm_loses_nothing_and_does_nothing_twice() -> None:
     result = storm(20261122, SHORT)
@@ -74,6 +75,7 @@ def test_a_short_storm_loses_nothing_and_does_nothing_twice() -> None:
     assert len(result.faults) > 5
 
 
+@pytest.mark.chaos
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("sabotage", "conditions", "rules"),
