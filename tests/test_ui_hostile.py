@@ -188,6 +188,7 @@ def test_relatives_that_a_visitor_may_not_view_are_not_on_a_runs_page(engine: Wo
         page = only(workflow_id).see(f"/runs/{one}")
         assert words in page.text
         assert str(other) not in only(workflow_id).open(f"/runs/{one}").text
+        assert "Waits for its child " in " ".join(page.text.split()) or one == child.id
         assert str(other) in Browser(Dashboard(engine, authorize=lambda *_: True)).see(f"/runs/{one}").text
 
 

@@ -44,7 +44,8 @@ def show_run(visit: Visit, run: WorkflowRun) -> Response:
 def _relatives(visit: Visit, timeline: Timeline) -> set[UUID]:
     """The parent and the children that this visitor may view."""
     if visit.dashboard.authorize is None:
-        return {each.id for each in (timeline.parent, *timeline.children) if each is not None}
+        ids = {timeline.run.parent_run_id, *(entry.step.child_run_id for entry in timeline.entries)}
+        return {*(each for each in ids if each is not None), *(child.id for child in timeline.children)}
     found = [] if timeline.parent is None else [timeline.parent]
     if timeline.children:
         found += visit.inspector.find_runs(parent_run_id=timeline.run.id, limit=MAX_PAGE).items
