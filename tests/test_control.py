@@ -283,7 +283,7 @@ class TestPause:
             stopper = threading.Thread(target=worker.stop)
             stopper.start()
             until(
-                lambda: worker._wishes.stop, "the worker is told to stop"
+                lambda: worker.health().stopping, "the worker begins to stop"
             )  # or the step would be followed by the next
             scene.door.set()
             stopper.join(20)

@@ -14,6 +14,9 @@ from working import working
 from pgworkflows import Step, Steps, Workflow, WorkflowEngine, workflow
 from pgworkflows.runner import Execution
 
+# What other tests have left is collected at the beginning, and may complain.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 RUNS = 20
 
 

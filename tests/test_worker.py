@@ -156,7 +156,7 @@ class TestStopping:
             assert door.inside.wait(20)
             stopping = threading.Thread(target=worker.stop)
             stopping.start()
-            until(lambda: worker._wishes.stop, "it is told to stop")
+            until(lambda: worker.health().stopping, "it begins to stop")
             assert stopping.is_alive()
             door.open.set()
             stopping.join(20)
