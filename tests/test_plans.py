@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
+import psycopg
 import pytest
 from working import HandWorker
 
@@ -19,8 +20,9 @@ from pgworkflows.replay import StepWrite
 pytestmark = pytest.mark.direct("looks at the statistics of one session")
 
 RUNS = 400
-READ_PER_RUN = 12
-"""Index entries that may be read for one run. Found by its id it costs one or two; by its worker, all of them."""
+FEW = 20
+READ_PER_RUN = 20
+"""Index entries that may be read for one run. Each statement that finds it by its id reads one or two; others all there are."""
 PLANNED = 7
 """How many times a statement is executed until PostgreSQL keeps its plan: five, and then it thinks it over."""
 
@@ -72,19 +74,40 @@ ENDS: dict[str, Callable[[ClaimedRun], Entry]] = {
 @pytest.mark.parametrize("end", ENDS)
 def test_a_worker_that_began_beside_empty_tables_reads_each_run_of_many_once(database_url: str, end: str) -> None:
     with WorkflowClient(database_url) as client, HandWorker(database_url, ["many"]) as worker:
-        reader = Reader(worker)
         for count in [1] * PLANNED + [RUNS]:
             client.start_workflows("many", [None] * count)
-            with reader.at_most(READ_PER_RUN * max(count, 20), "the claim"):
-                claimed = worker.claim(RUNS).runs
-            assert len(claimed) == count
-            for position in range(2):
-                with reader.at_most(READ_PER_RUN * max(count, 20), "a flush of checkpoints"):
-                    answers = worker.write(*(entry(run, "checkpoint", position) for run in claimed))
-                assert answers == [WRITTEN] * count
-            with reader.at_most(READ_PER_RUN * max(count, 20), f"a flush of entries that {end}"):
-                answers = worker.write(*map(ENDS[end], claimed))
-            assert answers == [WRITTEN] * count
-            if end == "release":
-                for run in claimed:
-                    client.cancel_workflow(run.run_id)
+            for run in carry(worker, count, end):
+                client.cancel_workflow(run.run_id)
+
+
+@pytest.mark.parametrize("end", ENDS)
+def test_a_worker_whose_plans_knew_an_empty_queue_reads_of_a_backlog_what_it_has_claimed(
+    database_url: str, end: str
+) -> None:
+    with WorkflowClient(database_url) as client, HandWorker(database_url, ["many"]) as worker:
+        client.start_workflows("many", [None] * RUNS)
+        for run in carry(worker, RUNS, end):
+            client.cancel_workflow(run.run_id)
+        with psycopg.connect(database_url, autocommit=True) as conn:
+            conn.execute("vacuum pgworkflows.queue, pgworkflows.runs")
+        for _ in range(PLANNED):
+            assert worker.claim(RUNS).runs == ()
+        client.start_workflows("many", [None] * 5 * RUNS)
+        for _ in range(PLANNED):
+            carry(worker, FEW, end)
+
+
+def carry(worker: HandWorker, count: int, end: str) -> Sequence[ClaimedRun]:
+    """Claim so many runs and take them to an end, reading little; those that stay unfinished."""
+    reader, most = Reader(worker), READ_PER_RUN * max(count, FEW)
+    with reader.at_most(most, "the claim"):
+        claimed = worker.claim(count).runs
+    assert len(claimed) == count
+    for position in range(2):
+        with reader.at_most(most, "a flush of checkpoints"):
+            answers = worker.write(*(entry(run, "checkpoint", position) for run in claimed))
+        assert answers == [WRITTEN] * count
+    with reader.at_most(most, f"a flush of entries that {end}"):
+        answers = worker.write(*map(ENDS[end], claimed))
+    assert answers == [WRITTEN] * count
+    return () if end == "complete" else claimed
