@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from datetime import date
 from enum import Enum
@@ -21,9 +22,9 @@ from pydantic import BaseModel, Field
 from visiting import Browser, Element, cells, fields_of, read
 from waiting import until
 from werkzeug.test import Client
-from working import rows, value, working
+from working import make_due, rows, value, working
 
-from pgworkflows import RunStatus, Step, Steps, Workflow, WorkflowClient, WorkflowEngine, workflow
+from pgworkflows import RunStatus, Step, Steps, Workflow, WorkflowClient, WorkflowEngine, current_step, workflow
 from pgworkflows.inspection import Inspector
 from pgworkflows.ui import Dashboard
 
@@ -89,7 +90,32 @@ def echo(step: Step, input: Any) -> Steps[Any]:
     return (yield step.run("say", lambda: input))
 
 
-WORKFLOWS: list[Workflow[Any, Any]] = [order, fail, family, many, nap, echo]
+def stumble_once() -> None:
+    step = current_step()
+    if step.step_id == "second-try" and step.attempt == 1:
+        raise ConnectionError("the bank does not answer")
+
+
+@workflow("stumble")
+def stumble(step: Step) -> Steps[Any]:
+    yield step.run("first-try", stumble_once)
+    yield step.run("second-try", stumble_once).retry(attempts=2, wait="1 hour")
+
+
+BEGUN, DONE = threading.Event(), threading.Event()
+
+
+@workflow("busy")
+def busy(step: Step) -> Steps[Any]:
+    yield step.run("work", lambda: BEGUN.set() or DONE.wait(20))
+
+
+@workflow("asking")
+def asking(step: Step) -> Steps[Any]:
+    yield step.pause("ask")
+
+
+WORKFLOWS: list[Workflow[Any, Any]] = [order, fail, family, many, nap, echo, stumble, busy, asking]
 
 
 @pytest.fixture
@@ -283,6 +309,76 @@ def test_a_branch_that_was_not_taken_is_told_from_what_lies_ahead(engine: Workfl
     text = " ".join(browser.see(f"/runs/{run}").text.split())
     assert "courier run, in a branch not taken" in text
     assert "close run ahead" in text
+
+
+def shown(browser: Browser, run: UUID) -> str:
+    """What stands on the page of a run, with single blanks."""
+    return " ".join(browser.see(f"/runs/{run}").text.split())
+
+
+def test_a_step_of_several_calls_is_told_from_one_that_took_as_long(engine: WorkflowEngine, browser: Browser) -> None:
+    run = engine.start_workflow(stumble).id
+    work(engine)
+    assert "0 first-try run completed 1" in shown(browser, run)
+    assert "1 second-try run retrying 1" in shown(browser, run)
+    assert re.search(r"next call 20\d\d-", shown(browser, run))
+    make_due(engine.conninfo)
+    work(engine)
+    assert "2 calls, with the waits between them" in shown(browser, run)
+    bars = [each.attributes["class"] for each in browser.page.all("rect")]
+    assert [each for each in bars if "several" in each] == ["run completed several", "run completed several mark"]
+    assert "To start" not in shown(browser, run)
+
+
+def test_waits_say_how_they_ended(engine: WorkflowEngine, browser: Browser) -> None:
+    late, taken, skipped = (engine.start_workflow(order, {"customer": "ada"}).id for _ in range(3))
+    sleeper = engine.start_workflow(nap).id
+    work(engine)
+    engine.trigger_event(taken, "clicked")
+    engine.fast_forward_workflow(skipped, {"x": 1})
+    engine.fast_forward_workflow(sleeper)
+    work(engine)
+    make_due(engine.conninfo)
+    work(engine)
+    assert "wait_for completed timed out" in shown(browser, late)
+    for run in (taken, skipped):
+        assert "wait_for completed" in shown(browser, run)
+        assert "timed out" not in shown(browser, run)
+    assert "0 sleep delay completed fast-forwarded" in shown(browser, sleeper)
+
+
+def test_a_run_that_has_ended_waits_for_nothing(engine: WorkflowEngine, browser: Browser) -> None:
+    run, never = ordered(engine), ordered(engine)
+    engine.cancel_workflow(never)
+    work(engine)
+    rows(engine.conninfo, "update pgworkflows.steps set step_id = 'renamed' where step_id = 'charge'")
+    engine.trigger_event(run, "clicked")
+    work(engine)
+    assert "NonDeterminismError" in shown(browser, run)
+    assert "wait_for waiting when the run ended" in shown(browser, run)
+    assert "until 20" not in shown(browser, run)
+    assert "Startednever" in shown(browser, never)
+    assert [each.attributes["class"] for each in browser.page.all("rect")] == ["queued", "queued mark"]
+
+
+def test_what_a_worker_has_in_hand_is_drawn_until_now(engine: WorkflowEngine, browser: Browser) -> None:
+    run = engine.start_workflow(busy).id
+    try:
+        with working(engine):
+            BEGUN.wait(20)
+            assert "with a worker" in shown(browser, run)
+            assert browser.page.all("rect", **{"class": "running open"})
+            DONE.set()
+            engine.wait_for_run(run, timeout="20s")
+    finally:
+        DONE.set()
+    assert "with a worker" not in shown(browser, run)
+
+
+def test_a_step_is_named_once_in_what_a_run_waits_for(engine: WorkflowEngine, browser: Browser) -> None:
+    run = engine.start_workflow(asking).id
+    work(engine)
+    assert "Waits for somebody to resume it, in step 'ask' for" in shown(browser, run)
 
 
 def test_a_long_timeline_comes_in_parts(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from pgworkflows.inspection import Entry, Timeline
+from pgworkflows.runs import RunStatus
 
 TICKS = 4
 
@@ -30,8 +31,17 @@ class Chart:
         self._span_s = (self._end - self._start).total_seconds() or 1e-6
         self.queued = self._bar(self._start, run.started_at or self._end)
         self.whole = self._bar(run.started_at or self._end, self._end, open=not run.status.finished)
-
         self.took = self._end - (run.started_at or self._start)
+        self.in_hand, self.in_hand_for = self._in_hand(timeline)
+
+    def _in_hand(self, timeline: Timeline) -> tuple[Bar | None, timedelta]:
+        """The span since the last step ended, while a worker has the run: what it calls is not recorded yet."""
+        run, begun = timeline.run, timeline.run.started_at
+        ahead = timeline.next_position is not None or timeline.waits_for is not None
+        if run.status is not RunStatus.RUNNING or begun is None or ahead:
+            return None, timedelta(0)
+        since = max([begun, *(entry.ended_at for entry in timeline.entries if entry.ended_at)])
+        return self._bar(since, self._end, open=True), self._end - since
 
     @property
     def length(self) -> timedelta:

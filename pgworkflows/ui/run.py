@@ -9,7 +9,8 @@ from uuid import UUID
 from werkzeug.exceptions import BadRequest, NotFound
 from werkzeug.wrappers import Response
 
-from pgworkflows.inspection import Timeline
+from pgworkflows.history import StepKind, StepStatus
+from pgworkflows.inspection import Entry, Timeline
 from pgworkflows.reading import MAX_PAGE
 from pgworkflows.runs import WorkflowRun
 from pgworkflows.ui.chart import Chart
@@ -18,6 +19,7 @@ from pgworkflows.ui.steering import RUN_ACTIONS, allowed_actions
 from pgworkflows.ui.visit import Visit
 
 ENTRIES = 200
+UNENDED = frozenset({StepStatus.WAITING, StepStatus.RETRYING})
 
 
 def show_run(visit: Visit, run: WorkflowRun) -> Response:
@@ -37,6 +39,7 @@ def show_run(visit: Visit, run: WorkflowRun) -> Response:
         may_start=visit.may("start"),
         after=position,
         what_came_of=what_came_of,
+        remark_on=remark_on,
         relatives=_relatives(visit, timeline),
     )
 
@@ -50,6 +53,24 @@ def _relatives(visit: Visit, timeline: Timeline) -> set[UUID]:
     if timeline.children:
         found += visit.inspector.find_runs(parent_run_id=timeline.run.id, limit=MAX_PAGE).items
     return {each.id for each in found if visit.may("view", each)}
+
+
+def remark_on(entry: Entry, run: WorkflowRun) -> str:
+    """What a step's status alone does not say of it."""
+    step, ended = entry.step, entry.step.completed_at
+    if entry.taken_back:
+        return "taken back"
+    if step.status in UNENDED and run.status.finished:
+        return "when the run ended"
+    if step.status is not StepStatus.COMPLETED or step.wake_at is None or ended is None:
+        return ""
+    match step.kind:
+        case StepKind.DELAY | StepKind.WAIT_UNTIL if ended < step.wake_at:
+            return "fast-forwarded"
+        case StepKind.WAIT_FOR if ended >= step.wake_at and step.output is None:
+            return "timed out"
+        case _:
+            return ""
 
 
 def send_payload(visit: Visit, run: WorkflowRun, what: Any) -> Response:
