@@ -6,8 +6,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
 from browsing import Chromium, Visitor, served
@@ -16,15 +18,18 @@ from django.core.wsgi import get_wsgi_application
 from django.test import override_settings
 from djangoing import set_up
 from exhibits import WORKFLOWS
-from playwright.sync_api import expect
+from flask import Flask, abort
+from playwright.sync_api import Page, expect
 
 from pgworkflows import RunStatus, WorkflowEngine
+from pgworkflows.ui import Dashboard
 
 set_up()
 
 from django.conf import settings  # noqa: E402  (an app is imported once Django is set up)
 from django.contrib import admin  # noqa: E402
 from django.contrib.auth.models import Permission, User  # noqa: E402
+from django.contrib.sessions.models import Session  # noqa: E402
 from django.urls import include, path  # noqa: E402
 from shop.workflows import ship  # noqa: E402
 
@@ -60,10 +65,15 @@ def logged_in(chromium: Chromium, site: str, name: str, *permissions: str) -> It
     with chromium.visit(site) as visitor:
         page = visitor.go(f"{PREFIX}/runs")
         assert "/admin/login/" in page.url
-        page.get_by_label("Username").fill(name)
-        page.get_by_label("Password").fill(PASSWORD)
-        page.get_by_role("button", name="Log in").click()
+        log_in(page, name)
         yield visitor
+
+
+def log_in(page: Page, name: str) -> None:
+    """Fill in the form of Django's."""
+    page.get_by_label("Username").fill(name)
+    page.get_by_label("Password").fill(PASSWORD)
+    page.get_by_role("button", name="Log in").click()
 
 
 def test_a_django_projects_users_act_as_far_as_they_are_permitted(chromium: Chromium, site: str) -> None:
@@ -114,12 +124,52 @@ def test_who_may_not_look_in_a_django_project_sees_nothing(chromium: Chromium, s
     assert not user.has_perm("pgworkflows.view_run")
     with chromium.visit(site) as visitor:
         page = visitor.go("/admin/")
-        page.get_by_label("Username").fill("carl")
-        page.get_by_label("Password").fill(PASSWORD)
-        page.get_by_role("button", name="Log in").click()
+        log_in(page, "carl")
         with visitor.refused("403 of GET"):
             page = visitor.go(f"{PREFIX}/runs")
         assert "a customer" not in page.content()
+
+
+def test_a_page_whose_visitors_session_has_ended_leads_to_the_log_in_and_back(chromium: Chromium, site: str) -> None:
+    run = start_workflow(ship, {"order": 0}, resource_id="a customer", delay="1 hour").id
+    with logged_in(chromium, site, "eve", "view_run") as visitor:
+        page = visitor.go(f"{PREFIX}/runs?resource=a+customer")
+        expect(page.get_by_role("button", name="Live: on")).to_be_visible()
+        Session.objects.all().delete()
+        expect(page.get_by_label("Username")).to_be_visible(timeout=10_000)
+        assert page.get_by_role("link", name="Overview").count() == 0
+        log_in(page, "eve")
+        page.wait_for_url(f"**{PREFIX}/runs?resource=a+customer")
+        expect(page.locator("tr[data-row] a.id")).to_have_text(str(run))
+
+
+def test_a_page_that_its_visitor_may_look_at_no_longer_says_so(chromium: Chromium, database_url: str) -> None:
+    with WorkflowEngine(database_url, workflows=WORKFLOWS) as shop:
+        shop.start(worker=False)
+        shop.start_workflow("checkout", {"customer": "Ada"})
+        app, dashboard, allowed, away = Flask(__name__), Dashboard(shop), threading.Event(), threading.Event()
+
+        @app.route("/workflows/<path:rest>")
+        def look(rest: str) -> Any:
+            if away.is_set():
+                abort(502)
+            if not allowed.is_set():
+                abort(403)
+            return dashboard.at("/workflows")
+
+        allowed.set()
+        with served(app) as origin, chromium.visit(origin) as visitor:
+            page = visitor.go("/workflows/runs")
+            away.set()
+            with visitor.refused("502 of GET", "console:"):
+                expect(page.get_by_role("button", name="Live: no answer")).to_be_visible()
+                expect(page.locator("tr[data-row]")).to_have_count(1)
+                away.clear()
+                expect(page.get_by_role("button", name="Live: on")).to_be_visible(timeout=30_000)
+            allowed.clear()
+            with visitor.refused("403 of GET", "console:"):
+                expect(page.get_by_role("heading", name="Forbidden")).to_be_visible()
+                expect(page.locator("tr[data-row]")).to_have_count(0)
 
 
 def test_forms_that_a_django_project_did_not_make_are_refused(chromium: Chromium, site: str) -> None:

@@ -20,9 +20,24 @@ function busy(part) {
 }
 
 // What takes the server long is asked for less often, and never twice at a time.
-let asked = Date.now(), took = 0, waiting = false;
+let asked = Date.now(), took = 0, waiting = false, answers = true;
 document.addEventListener("htmx:beforeRequest", () => { waiting = true; });
-document.addEventListener("htmx:afterRequest", () => { waiting = false; took = Date.now() - asked; });
+document.addEventListener("htmx:afterRequest", ({ detail }) => {
+  waiting = false;
+  took = Date.now() - asked;
+  answers = detail.successful === true;
+  showSwitch();
+});
+
+// Whoever may look no longer, say because a session has ended, is not answered with the page, but perhaps led to a log-in:
+// the whole page is asked for again, so that the visitor is led there, and back.
+document.addEventListener("htmx:beforeSwap", (event) => {
+  const { xhr } = event.detail;
+  if ([401, 403].includes(xhr.status) || (xhr.status < 400 && !xhr.responseText.includes('id="live"'))) {
+    event.detail.shouldSwap = false;
+    location.reload();
+  }
+});
 
 function refresh() {
   const part = byId("live");
@@ -38,7 +53,7 @@ function showSwitch() {
   if (button === null) return;
   button.hidden = false;
   button.setAttribute("aria-pressed", String(!off));
-  button.textContent = off ? "Live: off" : "Live: on";
+  button.textContent = off ? "Live: off" : answers ? "Live: on" : "Live: no answer";
 }
 
 function toggleLive() {
@@ -155,12 +170,21 @@ function plot(place, numbers) {
   made.push({ drawn, place, names, width });
 }
 
+// None where there is no answer, or another one: the refresh of the page deals with that.
+async function numbersAt(address) {
+  try {
+    const answer = await fetch(address, { headers: { Accept: "application/json" } });
+    return answer.ok && answer.headers.get("Content-Type") === "application/json" ? await answer.json() : null;
+  } catch {
+    return null;
+  }
+}
+
 async function drawPlots() {
   const places = [...document.querySelectorAll("[data-plot]")];
   if (places.length === 0 || typeof uPlot === "undefined") return;
-  const answer = await fetch(places[0].dataset.plot, { headers: { Accept: "application/json" } });
-  if (!answer.ok) return;
-  const numbers = await answer.json();
+  const numbers = await numbersAt(places[0].dataset.plot);
+  if (numbers === null) return;
   if (made.length === 0) {
     places.forEach((place) => plot(place, numbers));
   } else {
@@ -172,7 +196,7 @@ window.addEventListener("resize", () => made.forEach(({ drawn, width }) => drawn
 
 // The page is there.
 
-document.body.addEventListener("htmx:beforeSwap", keep);
+document.body.addEventListener("htmx:beforeSwap", ({ detail }) => { if (detail.shouldSwap) keep(); });
 document.body.addEventListener("htmx:afterSwap", () => { restore(); showTickAll(); });
 
 function showTickAll() {
