@@ -8,10 +8,11 @@ from uuid import UUID, uuid4
 
 import pytest
 from click.testing import CliRunner
-from test_ui import WORKFLOWS, nap, order, work
+from test_ui import WORKFLOWS, an_hour_ago, nap, order, work
 from visiting import Browser
 from werkzeug.test import Client, create_environ, run_wsgi_app
 from werkzeug.wrappers import Request
+from working import rows
 
 from pgworkflows import Inspector, Step, Steps, WorkflowClient, WorkflowEngine, WorkflowRun, workflow
 from pgworkflows.cli.exits import Exit
@@ -211,6 +212,37 @@ def test_of_runs_that_a_visitor_may_not_view_neither_their_keys_nor_their_number
     assert "No run that matches can be cancelled" in browser.see("/runs/bulk?action=cancel").text
     engine.start_workflows(order, [{"customer": "a"}] * 2, delay="1 hour")
     assert "2 runs would be cancelled" in " ".join(browser.see("/runs/bulk?action=cancel").text.split())
+
+
+def test_a_run_that_a_visitor_may_not_view_is_named_nowhere(engine: WorkflowEngine) -> None:
+    """Neither by its schedule, nor as an example of what is stuck, nor as what a repeated start answers with."""
+    theirs = engine.start_workflow(order, {"customer": "a"}, resource_id="theirs", idempotency_key="k").id
+    work(engine)
+    engine.trigger_schedule("nap")
+    [last] = engine.get_runs(workflow_id="nap").items
+    stuck = engine.start_workflow("nap", queue="nobody").id
+    an_hour_ago(engine, stuck)
+    rows(engine.conninfo, "update pgworkflows.schedules set last_run_id = %s", last.id)
+    everybody = Browser(Dashboard(engine, actions=True))
+    some = Browser(Dashboard(engine, actions=True, authorize=lambda _, action, run: run is None or action != "view"))
+    for page, run in (("/", stuck), ("/", last.id), ("/schedules", last.id)):
+        assert str(run) in everybody.open(page).text
+        assert str(run) not in some.open(page).text
+    assert "Stuck" in some.see("/").text
+    for browser, told in ((everybody, f"Nothing was started: run {theirs} has"), (some, "Another run is in the way")):
+        browser.see("/start?workflow=order")
+        given = {"f:/customer": "a", "option:idempotency_key": "k", "option:resource_id": "theirs"}
+        answer = browser.send("/start", "start", **given)
+        assert told.casefold() in browser.said.casefold()
+        assert (str(theirs) in answer.text) is (browser is everybody)
+    assert some.answer.status_code == 422
+    some.see("/start?workflow=nap")
+    some.send("/start", "start")
+    assert some.said == "Started a run that you may not view."
+    assert some.path == "/start"
+    some.see("/schedules")
+    some.send("/schedules/trigger")
+    assert some.said == "Schedule 'nap': started a run that you may not view."
 
 
 def test_who_may_look_at_nothing_does_not_learn_which_runs_there_are(engine: WorkflowEngine) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from typing import Any
+from uuid import UUID
 
 from werkzeug.exceptions import BadRequest
 from werkzeug.wrappers import Response
@@ -16,7 +17,7 @@ from pgworkflows.limits import checked_identifier
 from pgworkflows.runs import WorkflowRun
 from pgworkflows.ui.forms import ABSENT, Field, FormMaker, Kind, Schema
 from pgworkflows.ui.redaction import holds_mask, still_hidden
-from pgworkflows.ui.steering import REFUSALS, refused
+from pgworkflows.ui.steering import IN_THE_WAY, REFUSALS, refused
 from pgworkflows.ui.typed import place, remove_item, value_of
 from pgworkflows.ui.visit import Visit
 from pgworkflows.ui.wording import pretty
@@ -88,8 +89,8 @@ def start_again(visit: Visit, run: WorkflowRun) -> Response:
         shown = visit.error(told) if isinstance(refusal, InvalidInputError) else told
         visit.say(str((shown or told)["message"]), well=False)
         return visit.go(visit.url("run", run_id=run.id))
-    visit.say(f"Started run {new.id} with the input of run {run.id}.")
-    return visit.go(visit.url("run", run_id=new.id))
+    visit.say(f"Started {visit.named(new)} with the input of run {run.id}.")
+    return _to(visit, new)
 
 
 def _started(visit: Visit, found: Startable, top: Field) -> Response:
@@ -100,6 +101,7 @@ def _started(visit: Visit, found: Startable, top: Field) -> Response:
         return _page(visit, found, top, problem="Nothing was started: replace what is hidden by what it is.")
     options = {name: text.strip() for name in OPTIONS if (text := visit.request.form.get(f"option:{name}", "")).strip()}
     try:
+        before = _holder(visit, options.get("idempotency_key"))
         run = visit.client.start_workflow(
             _known(visit, found.id), None if value is ABSENT else value, **_options(options)
         )
@@ -109,8 +111,25 @@ def _started(visit: Visit, found: Startable, top: Field) -> Response:
         return _page(visit, found, top, problem=problem)
     except REFUSALS as refusal:
         return _page(visit, found, top, problem=f"Nothing was started. {refused(visit, refusal)}")
-    visit.say(f"Started run {run.id}.")
-    return visit.go(visit.url("run", run_id=run.id))
+    if run.id != before:
+        visit.say(f"Started {visit.named(run)}.")
+    elif visit.may("view", run):
+        visit.say(f"Nothing was started: run {run.id} has that idempotency key.", well=False)
+    else:
+        return _page(visit, found, top, problem=f"Nothing was started: {IN_THE_WAY}.")
+    return _to(visit, run)
+
+
+def _holder(visit: Visit, idempotency_key: str | None) -> UUID | None:
+    """The run that has an idempotency key, which a start answers with."""
+    if idempotency_key is None:
+        return None
+    return next((run.id for run in visit.client.get_runs(idempotency_key=idempotency_key, limit=1).items), None)
+
+
+def _to(visit: Visit, run: WorkflowRun) -> Response:
+    """On to a run that was started, for whoever may view it."""
+    return visit.go(visit.url("run", run_id=run.id) if visit.may("view", run) else visit.url("start"))
 
 
 def _options(given: dict[str, str]) -> dict[str, Any]:

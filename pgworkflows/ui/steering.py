@@ -16,7 +16,6 @@ from pgworkflows.errors import (
     IdempotencyConflictError,
     WorkflowEngineError,
     WorkflowRunInProgressError,
-    WorkflowRunNotFoundError,
 )
 from pgworkflows.runs import CANCELLABLE, PAUSABLE, RESUMABLE, RETRYABLE, RunStatus, WorkflowRun
 from pgworkflows.ui.visit import Visit
@@ -76,6 +75,8 @@ def view_of(name: str) -> Callable[[Visit, WorkflowRun], Response]:
 
 
 REFUSALS = (WorkflowEngineError, ValueError, TypeError)
+IN_THE_WAY = "another run is in the way: it has that idempotency key, or only one may be unfinished"
+"""Of a run that the visitor may not view, whatever it is that it does."""
 
 
 def refused(visit: Visit, refusal: Exception) -> str:
@@ -84,18 +85,13 @@ def refused(visit: Visit, refusal: Exception) -> str:
         raise refusal
     text = str(refusal)
     if isinstance(refusal, IdempotencyConflictError | WorkflowRunInProgressError) and not _may_know(visit, refusal):
-        text = "another run is in the way: it has that idempotency key, or only one may be unfinished"
+        text = IN_THE_WAY
     return f"{text[:1].upper()}{text[1:]}." if text else type(refusal).__name__
 
 
 def _may_know(visit: Visit, refusal: WorkflowEngineError) -> bool:
     """Whether this visitor may view the run that a refusal speaks of."""
-    if visit.dashboard.authorize is None or refusal.run_id is None:
-        return True
-    try:
-        return visit.may("view", visit.client.get_run(refusal.run_id))
-    except WorkflowRunNotFoundError:
-        return False
+    return refusal.run_id is None or visit.may_view(refusal.run_id)
 
 
 def _told(name: str, before: WorkflowRun, now: WorkflowRun) -> str:

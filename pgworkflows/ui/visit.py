@@ -6,6 +6,7 @@ from functools import cached_property
 from io import BytesIO
 from typing import IO, TYPE_CHECKING, Any, cast
 from urllib.parse import quote, urlsplit
+from uuid import UUID
 
 from werkzeug.exceptions import BadRequest, Forbidden, HTTPException, RequestEntityTooLarge
 from werkzeug.formparser import FormDataParser
@@ -14,6 +15,7 @@ from werkzeug.utils import redirect
 from werkzeug.wrappers import Request, Response
 
 from pgworkflows.client import WorkflowClient
+from pgworkflows.errors import WorkflowRunNotFoundError
 from pgworkflows.inspection import Inspector
 from pgworkflows.runs import WorkflowRun
 from pgworkflows.ui.redaction import What
@@ -63,6 +65,7 @@ class Visit:
         self.endpoint = ""
         self._adapter = adapter
         self._said: str | None = None
+        self._viewed: dict[str, bool] = {}
 
     @property
     def client(self) -> WorkflowClient:
@@ -89,6 +92,22 @@ class Visit:
         if not self.may(action, run):
             what = f"{action} this run" if run is not None else action
             raise Forbidden(f"You may not {what.replace('_', ' ')} here: the application's authorize says no.")
+
+    def may_view(self, run_id: UUID | str) -> bool:
+        """Whether this visitor may view the run of that id; nobody can say of one that is gone."""
+        if self.dashboard.authorize is None:
+            return True
+        key = str(run_id)
+        if key not in self._viewed:
+            try:
+                self._viewed[key] = self.may("view", self.client.get_run(run_id))
+            except WorkflowRunNotFoundError:
+                self._viewed[key] = False
+        return self._viewed[key]
+
+    def named(self, run: WorkflowRun) -> str:
+        """A run by its id, for whoever may view it."""
+        return f"run {run.id}" if self.may("view", run) else "a run that you may not view"
 
     # Forms
 
