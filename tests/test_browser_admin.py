@@ -24,6 +24,17 @@ from pgworkflows.contrib.django import engine, start_workflow  # noqa: E402
 
 pytestmark = pytest.mark.browser
 
+IS_CUT = """(each) => {
+    const right = each.getBoundingClientRect().right, cutting = [];
+    for (let box = each; box !== null; box = box.parentElement) {
+        if (getComputedStyle(box).overflowX !== "visible" && right > box.getBoundingClientRect().right + 1) {
+            cutting.push(box.className);
+        }
+    }
+    return cutting;
+}"""
+"""What an element reaches out of, and is cut by."""
+
 HOSTILE = "</pre><script>alert(1)</script>{{ 7 * 7 }}\"'><img src=x onerror=alert(2)> \u202egnp.exe"
 
 
@@ -60,7 +71,10 @@ def test_runs_are_found_read_and_followed_to_their_children(visitor: Visitor) ->
     expect(page.get_by_role("row").filter(has_text=str(parent.id))).to_contain_text(HOSTILE)
     visitor.keep("admin-runs")
     page.get_by_role("link", name=str(parent.id)).click()
-    expect(page.locator(".field-timeline tr").filter(has_text="describe")).to_contain_text("<b>bold</b>")
+    expect(page.locator(".field-timeline tr").filter(has_text="describe")).to_be_visible()
+    for result in page.locator(".field-timeline pre").all():
+        assert result.evaluate(IS_CUT) == []
+    expect(page.locator(".field-timeline")).to_contain_text("<b>bold</b>")
     visitor.keep("admin-run")
     page.locator(".field-children_shown a").click()
     expect(page.locator(".field-output_shown")).to_contain_text("alert(1)")

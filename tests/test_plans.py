@@ -22,7 +22,7 @@ pytestmark = pytest.mark.direct("looks at the statistics of one session")
 RUNS = 400
 FEW = 20
 READ_PER_RUN = 20
-"""Index entries that may be read for one run. Each statement that finds it by its id reads one or two; others all there are."""
+"""Index entries that may be read for one run: a statement that finds it by its id reads one or two, others all."""
 PLANNED = 7
 """How many times a statement is executed until PostgreSQL keeps its plan: five, and then it thinks it over."""
 

@@ -105,9 +105,14 @@ def stumble(step: Step) -> Steps[Any]:
 BEGUN, DONE = threading.Event(), threading.Event()
 
 
+def work_until_done() -> bool:
+    BEGUN.set()
+    return DONE.wait(20)
+
+
 @workflow("busy")
 def busy(step: Step) -> Steps[Any]:
-    yield step.run("work", lambda: BEGUN.set() or DONE.wait(20))
+    yield step.run("work", work_until_done)
 
 
 @workflow("asking")

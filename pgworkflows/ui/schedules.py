@@ -28,7 +28,9 @@ def view_of(verb: str) -> Callable[[Visit], Response]:
         workflow_id = visit.request.form.get("workflow", "")
         try:
             if verb == "trigger":
-                visit.say(f"Schedule {workflow_id!r}: started {visit.named(visit.client.trigger_schedule(workflow_id))}.")
+                visit.say(
+                    f"Schedule {workflow_id!r}: started {visit.named(visit.client.trigger_schedule(workflow_id))}."
+                )
             else:
                 change = visit.client.pause_schedule if verb == "pause" else visit.client.resume_schedule
                 change(workflow_id)

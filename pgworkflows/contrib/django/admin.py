@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -16,6 +17,7 @@ from django.urls import reverse
 from django.utils.functional import cached_property
 from django.utils.html import format_html, format_html_join
 from django.utils.safestring import SafeString, mark_safe
+from django.utils.timezone import localtime
 
 from pgworkflows.contrib.django.engines import DjangoEngine, engine
 from pgworkflows.contrib.django.models import Run, Schedule, Worker, Workflow
@@ -24,6 +26,8 @@ from pgworkflows.history import StepRecord
 
 MOST_COUNTED = 10_000
 NOTHING = mark_safe("-")
+WRAPPED = '<pre style="margin: 0; white-space: pre-wrap; overflow-wrap: anywhere">{}</pre>'
+STEP_COLUMNS = ("Step", "Kind", "Status", "Attempts", "Begun", "Ended")
 
 
 if TYPE_CHECKING:
@@ -180,10 +184,11 @@ class RunAdmin(LookedAt):
 
     @admin.display(description="steps")
     def timeline(self, run: Run) -> SafeString:
-        head = ("Step", "Kind", "Status", "Attempts", "Begun", "Ended", "Result")
-        rows = format_html_join("", "<tr>{}</tr>", ((_cells(step),) for step in engine().get_steps(run.id)))
-        cells = format_html_join("", "<th>{}</th>", ((name,) for name in head))
-        return format_html("<table><thead><tr>{}</tr></thead><tbody>{}</tbody></table>", cells, rows)
+        rows = format_html_join("", "{}", ((_rows(step),) for step in engine().get_steps(run.id)))
+        head = format_html_join("", '<th scope="col">{}</th>', ((name,) for name in STEP_COLUMNS))
+        return format_html(
+            '<div style="overflow-x: auto"><table><thead><tr>{}</tr></thead><tbody>{}</tbody></table></div>', head, rows
+        )
 
     @admin.action(description="Pause", permissions=["pause"])
     def pause(self, request: HttpRequest, queryset: QuerySet[Any]) -> None:
@@ -268,7 +273,7 @@ def _link(run_id: UUID, before: str = "") -> SafeString:
 def _payload(value: Any) -> SafeString:
     if value is None:
         return NOTHING
-    return format_html('<pre style="margin: 0">{}</pre>', json.dumps(value, ensure_ascii=False, indent=1))
+    return format_html(WRAPPED, json.dumps(value, ensure_ascii=False, indent=1))
 
 
 def _failure(error: dict[str, Any] | None) -> SafeString:
@@ -278,13 +283,32 @@ def _failure(error: dict[str, Any] | None) -> SafeString:
     trace = error.get("traceback")
     if not trace:
         return format_html("{}", text)
-    return format_html("<details><summary>{}</summary><pre>{}</pre></details>", text, trace)
+    return format_html("<details><summary>{}</summary>{}</details>", text, format_html(WRAPPED, trace))
 
 
-def _cells(step: StepRecord) -> SafeString:
-    result = _payload(step.output) if step.error is None else _failure(step.error)
+def _rows(step: StepRecord) -> SafeString:
+    """A step, and below it what came of it, which may be long."""
+    shown = (step.step_id, step.kind, step.status, step.attempts or "", _time(step.started_at), _ended(step))
+    cells = format_html_join("", "<td>{}</td>", ((each,) for each in shown))
+    parts: list[SafeString] = []
     if step.child_run_id is not None:
-        result = format_html("{} {}", _link(step.child_run_id, "run "), result)
-    begun, ended = step.started_at or NOTHING, step.completed_at or step.wake_at or NOTHING
-    shown = (step.step_id, step.kind, step.status, step.attempts, begun, ended, result)
-    return format_html_join("", "<td>{}</td>", ((each,) for each in shown))
+        parts.append(_link(step.child_run_id, "run "))
+    if step.error is not None:
+        parts.append(_failure(step.error))
+    elif step.output is not None:
+        parts.append(_payload(step.output))
+    if not parts:
+        return format_html("<tr>{}</tr>", cells)
+    below = format_html_join(" ", "{}", ((part,) for part in parts))
+    return format_html('<tr>{}</tr><tr><td colspan="{}">{}</td></tr>', cells, len(shown), below)
+
+
+def _ended(step: StepRecord) -> str | SafeString:
+    if step.completed_at is None and step.wake_at is not None:
+        return f"until {_time(step.wake_at)}"
+    return _time(step.completed_at)
+
+
+def _time(value: datetime | None) -> str | SafeString:
+    """A time to the second, as the admin's other times in the zone of the project."""
+    return NOTHING if value is None else f"{localtime(value):%Y-%m-%d %H:%M:%S}"
