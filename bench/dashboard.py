@@ -16,6 +16,7 @@ from pgworkflows.ui import Dashboard
 
 ROUNDS = 20
 STEPS = 10_000
+HUGE_STEPS, HUGE_BYTES = 100, 1_000_000
 
 
 def pages(engine: WorkflowEngine, runs: int) -> Figures:
@@ -27,6 +28,8 @@ def pages(engine: WorkflowEngine, runs: int) -> Figures:
     # Not among the newest, whose steps the overview puts together: ten thousand ids of steps are no common sight there.
     [long] = inspector.find_runs(limit=1, started_before=newest.created_at - timedelta(seconds=runs / 20)).items
     fill_steps(engine, long.id)
+    [huge] = inspector.find_runs(limit=1, started_before=long.created_at).items
+    fill_huge_steps(engine, huge.id)
     older = inspector.find_runs(limit=50).next_cursor
     browser = Client(Dashboard(engine, actions=True))
     seen = {
@@ -43,13 +46,18 @@ def pages(engine: WorkflowEngine, runs: int) -> Figures:
             "runs_resource": "/runs?resource=r7",
             "bulk": "/runs/bulk?action=cancel",
             "bulk_failed": "/runs/bulk?action=retry&status=failed",
+            "bulk_ended": "/runs/bulk?action=retry",
             "run": f"/runs/{failed.id}",
             "run_10000_steps": f"/runs/{long.id}",
             "run_last_steps": f"/runs/{long.id}?after={STEPS - 200}",
+            "run_huge_steps": f"/runs/{huge.id}",
             "schedules": "/schedules",
             "start": "/start",
         }.items()
     }
+    # Ten thousand ids of steps among the newest: as of a workflow that makes each of its ids of what it works on.
+    fill_steps(engine, newest.id, ended_s=0)
+    seen["overview_step_ids"] = times(browser, "/")
     figures = {f"{name}_{figure}": value for name, each in seen.items() for figure, value in quantiles(each).items()}
     return {"slowest_p95_ms": max(value for name, value in figures.items() if name.endswith("p95_ms")), **figures}
 
@@ -67,18 +75,40 @@ def times(browser: Client, path: str) -> list[float]:
     return found[1:]
 
 
-def fill_steps(engine: WorkflowEngine, run_id: UUID) -> None:
-    """Let a run have very many steps."""
+def fill_steps(engine: WorkflowEngine, run_id: UUID, ended_s: int = 86_400) -> None:
+    """Let a run have very many steps, which ended some seconds ago."""
     fill(
         engine,
         """
         insert into pgworkflows.steps (
             run_id, position, step_id, kind, status, output, attempts, started_at, completed_at
         )
-        select id, n, 'step-' || n, 'run', 'completed', json_build_object('n', n), 1, created_at, created_at
-        from pgworkflows.runs, generate_series(1, %(steps)s) as n
-        where id = %(run_id)s
+        select %(run_id)s, n, 'step-' || n, 'run', 'completed', json_build_object('n', n), 1,
+            now() - %(ended_s)s * interval '1 second' - n * interval '1 millisecond',
+            now() - %(ended_s)s * interval '1 second'
+        from generate_series(1, %(steps)s) as n
         """,
         run_id=run_id,
         steps=STEPS,
+        ended_s=ended_s,
+    )
+
+
+def fill_huge_steps(engine: WorkflowEngine, run_id: UUID) -> None:
+    """Let a run have steps with huge outputs; every second one can be compressed to very little."""
+    fill(
+        engine,
+        """
+        insert into pgworkflows.steps (
+            run_id, position, step_id, kind, status, output, attempts, started_at, completed_at
+        )
+        select %(run_id)s, n, 'huge-' || n, 'run', 'completed', json_build_object('text', case n %% 2
+            when 0 then repeat('x', %(bytes)s)
+            else (select string_agg(md5(n::text || at::text), '') from generate_series(1, %(bytes)s / 32) as at)
+        end), 1, now() - interval '1 day', now() - interval '1 day'
+        from generate_series(1, %(steps)s) as n
+        """,
+        run_id=run_id,
+        steps=HUGE_STEPS,
+        bytes=HUGE_BYTES,
     )

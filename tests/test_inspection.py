@@ -11,7 +11,7 @@ import psycopg
 import pytest
 from pydantic import BaseModel
 from waiting import until
-from working import rows, working
+from working import HandWorker, rows, working
 
 from pgworkflows import RunStatus, Step, Steps, WorkflowClient, WorkflowEngine, WorkflowRun, workflow
 from pgworkflows.inspection import ChangeKind, Inspector, finding
@@ -227,6 +227,59 @@ def test_a_timeline_tells_what_was_done_what_is_waited_for_and_what_is_ahead(
     assert (ended.waits_for, ended.ahead, ended.next_position) == (None, [], 1)
     rest = inspector.get_timeline(run.id, after_position=ended.next_position)
     assert [entry.step.step_id for entry in rest.entries] == ["file"]
+
+
+def test_large_payloads_are_left_out_where_that_is_asked_for(engine: WorkflowEngine, inspector: Inspector) -> None:
+    run = engine.start_workflow(fail, "x")
+    outputs = ["null", '"' + "é" * 49 + '"', '"' + "é" * 50 + '"', '"' + "x" * 50_000 + '"', None]
+    rows(
+        engine.conninfo,
+        "insert into pgworkflows.steps (run_id, position, step_id, kind, status, output, started_at, completed_at) "
+        "select %s, n, 's' || n, 'run', 'completed', each::json, now(), now() "
+        "from unnest(%s::text[]) with ordinality as given (each, n)",
+        run.id,
+        outputs,
+    )
+    rows(
+        engine.conninfo,
+        "insert into pgworkflows.steps (run_id, position, step_id, kind, status, output, started_at, completed_at) "
+        "select %s, 6, 's6', 'run', 'completed', to_json(string_agg(md5(n::text), '')), now(), now() "
+        "from generate_series(1, 30000) as n",
+        run.id,
+    )
+    engine.trigger_event(run.id, "small", 1)
+    engine.trigger_event(run.id, "large", "x" * 100)
+    found = inspector.get_timeline(run.id, payload_limit=100)
+    assert [entry.step.output for entry in found.entries] == [None, "é" * 49, None, None, None, None]
+    assert [entry.omitted_bytes is not None for entry in found.entries] == [False, False, True, True, False, True]
+    assert [(event.data, event.omitted_bytes is not None) for event in found.events] == [(1, False), (None, True)]
+    sizes = [entry.omitted_bytes or 0 for entry in found.entries]
+    assert (sizes[3] < 5_000, sizes[5] > 960_000) == (True, True)  # as they are stored: the one is compressed
+    whole = inspector.get_timeline(run.id)
+    assert [len(str(entry.step.output)) for entry in whole.entries] == [4, 49, 50, 50_000, 4, 960_000]
+    assert [event.data for event in whole.events] == [1, "x" * 100]
+    assert {part.omitted_bytes for part in (*whole.entries, *whole.events)} == {None}
+    for wrong in (-1, True, "9", 1 << 31):
+        with pytest.raises(ValueError, match="payload_limit must be a number of bytes"):
+            inspector.get_timeline(run.id, payload_limit=wrong)  # type: ignore[arg-type]  # what is refused
+
+
+def test_a_run_in_hand_counts_as_what_it_was_asked_to_become(database_url: str) -> None:
+    with WorkflowClient(database_url) as client, HandWorker(database_url, ["fail"]) as worker:
+        runs = client.start_workflows("fail", [None] * 4)
+        assert len(worker.claim(3).runs) == 3
+        held = [run.id for run in client.get_runs(statuses=["running"]).items]
+        client.pause_workflow(held[0])
+        client.cancel_workflow(held[1])
+        inspector = Inspector(client)
+        counts = {
+            status: inspector.count_runs(statuses=[status]).runs
+            for status in ("pending", "running", "waiting", "paused", "cancelled")
+        }
+        assert counts == {"pending": 1, "running": 1, "waiting": 0, "paused": 1, "cancelled": 1}
+        unfinished = inspector.find_runs(statuses=["pending", "running", "paused"]).items
+        assert {run.id for run in unfinished} == {run.id for run in runs} - {held[1]}
+        assert [run.id for run in inspector.find_runs(statuses=["paused"]).items] == [held[0]]
 
 
 def test_an_overview_counts(engine: WorkflowEngine, inspector: Inspector) -> None:

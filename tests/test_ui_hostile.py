@@ -330,3 +330,22 @@ def test_a_page_of_huge_payloads_shows_their_beginnings(engine: WorkflowEngine) 
     assert "The beginning of 1\u202f000\u202f007 characters" in page.text
     assert "\\u202ehuge" in page.text
     assert len(page.text) < 100_000
+
+
+@pytest.mark.parametrize("options", [{}, {"redact": ["text"]}, {"redact": lambda what, value: "hidden"}])
+def test_huge_payloads_of_steps_and_events_are_links_which_hide_what_is_hidden(
+    engine: WorkflowEngine, options: dict[str, Any]
+) -> None:
+    huge = {"text": "secret" * 20_000}
+    run = engine.start_workflow("echo", huge).id
+    engine.trigger_event(run, "news", huge)
+    work(engine)
+    browser = Browser(Dashboard(engine, **options))
+    page = browser.see(f"/runs/{run}")
+    links = [each.attributes["href"] for each in page.all("a") if each.text == "The whole"]
+    [event] = [link for link in links if "/events/" in link]
+    output = f"/runs/{run}/steps/0/output"
+    assert output in links
+    assert "secret" not in " ".join(each.text for each in page.all("table"))
+    for link in (output, event):
+        assert ("secret" in browser.open(link).text) == (not options)

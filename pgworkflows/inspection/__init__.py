@@ -1,6 +1,6 @@
 """Looking at runs, workers and workflows: what the command line and the dashboard show."""
 
-from pgworkflows.inspection.activity import Activity, Bucket, StepActivity, WorkflowActivity
+from pgworkflows.inspection.activity import Activity, Bucket, StepActivity, Totals, WorkflowActivity
 from pgworkflows.inspection.changes import Change, ChangeKind, ChangeMark, Changes
 from pgworkflows.inspection.finding import Count, FoundRuns
 from pgworkflows.inspection.inspector import Inspector
@@ -28,6 +28,7 @@ __all__ = [
     "Stuck",
     "StuckReason",
     "Timeline",
+    "Totals",
     "Wait",
     "WorkerInfo",
     "WorkflowActivity",

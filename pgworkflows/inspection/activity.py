@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -14,7 +15,11 @@ from pgworkflows.starts import optional_name
 from pgworkflows.store import interval_text, moment_from
 
 MOST = 20_000
-"""How many runs are looked at, the newest ones, and how many steps."""
+"""How many runs are looked at, the newest ones; of one workflow, as many steps, most of which are others'."""
+MOST_STEPS = 5_000
+"""How many steps are looked at where it is about all workflows."""
+SHOWN_STEPS = 50
+"""How many ids of steps are told of: the slowest, and those that failed most often."""
 MAX_BUCKETS = 1_000
 STARTED_EARLIER = 7
 """Runs that ended in the window are looked for among those that were started up to so many windows before it."""
@@ -29,6 +34,24 @@ class Bucket:
     completed: int
     failed: int
     cancelled: int
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What happened from `since` on: how many runs were started, and how many ended, and how. `bounded`: only the
+    newest 20,000 runs were looked at, which `since` is the time of; there may be more."""
+
+    since: datetime
+    bounded: bool
+    started: int
+    completed: int
+    failed: int
+    cancelled: int
+
+    @property
+    def failure_rate(self) -> float | None:
+        """Which part of the runs that completed or failed has failed, from 0 to 1; None if there were none."""
+        return _failure_rate(self.completed, self.failed)
 
 
 @dataclass(frozen=True)
@@ -60,9 +83,11 @@ class StepActivity:
 class Activity:
     """What happened from `since` to `until`, in buckets of `width`, the oldest first, without gaps.
 
-    At most the newest 20,000 runs are looked at, and as many steps: `bounded` when that was not all, and `since` is
-    then how far back they went. A run that ended in the window but was started long before it, seven times its length
-    and more, is not counted.
+    At most the newest 20,000 runs are looked at: `bounded` when that was not all, and `since` is then how far back they
+    went. A run that ended in the window but was started long before it, seven times its length and more, is not
+    counted. `steps` are made of the newest 5,000 steps of all workflows, or of what is one workflow's among the newest
+    20,000: `steps_since` is how far back these went if that was not all, else None. Of their ids there are the 50 that
+    took longest, by `p95`, and the 50 that failed most often: ids that are made at run time can be thousands.
     """
 
     since: datetime
@@ -72,6 +97,7 @@ class Activity:
     buckets: list[Bucket]
     workflows: list[WorkflowActivity]
     steps: list[StepActivity]
+    steps_since: datetime | None
 
     @property
     def started(self) -> int:
@@ -92,8 +118,7 @@ class Activity:
     @property
     def failure_rate(self) -> float | None:
         """Which part of the runs that completed or failed has failed, from 0 to 1; None if there were none."""
-        ended = self.completed + self.failed
-        return self.failed / ended if ended else None
+        return _failure_rate(self.completed, self.failed)
 
 
 class ActivityOperations(Inspection):
@@ -110,26 +135,42 @@ class ActivityOperations(Inspection):
         width = max(length / buckets, timedelta(milliseconds=1))
         until = self._now()
         since = before(until, length)
-        length = until - since
         params = {
-            "since": since.isoformat(),
+            **_newest_runs(since, until),
             "until": until.isoformat(),
-            "first": str(first_id_at(before(since, length * STARTED_EARLIER))),
             "width": interval_text(width),
             "workflow_id": optional_name(workflow_id, "workflow_id"),
-            "most": MOST,
+            "most_steps": MOST_STEPS if workflow_id is None else MOST,
+            "shown": SHOWN_STEPS,
         }
         [found] = self._fetch_json("get_activity", params)
         return _activity(found, since, until, width)
 
+    def _get_totals(self, length: timedelta) -> Totals:
+        """What happened in so long a time up to now, in numbers alone: a fifth of the work."""
+        until = self._now()
+        since = before(until, length)
+        [found] = self._fetch_json("get_totals", _newest_runs(since, until))
+        reached = _reached(found, since)
+        return Totals(
+            reached, reached > since, found["started"], found["completed"], found["failed"], found["cancelled"]
+        )
+
+
+def _newest_runs(since: datetime, until: datetime) -> dict[str, object]:
+    """Which runs are looked at for what happened in a window."""
+    first = first_id_at(before(since, (until - since) * STARTED_EARLIER))
+    return {"since": since.isoformat(), "first": str(first), "most": MOST}
+
+
+def _reached(looked: Mapping[str, Any], since: datetime) -> datetime:
+    """How far back the runs that were looked at went."""
+    oldest = moment_from(looked["oldest"])
+    return since if looked["looked"] < MOST or oldest is None else max(since, oldest)
+
 
 def _activity(found: Mapping[str, Any], since: datetime, until: datetime, width: timedelta) -> Activity:
-    oldest_run, oldest_step = moment_from(found["oldest"]), moment_from(found["oldest_step"])
-    reached = since
-    if found["looked"] == MOST and oldest_run is not None:
-        reached = max(reached, oldest_run)
-    if oldest_step is not None:
-        reached = max(reached, oldest_step)
+    reached = _reached(found["runs"], since)
     return Activity(
         since=reached,
         until=until,
@@ -148,16 +189,26 @@ def _activity(found: Mapping[str, Any], since: datetime, until: datetime, width:
             StepActivity(row["workflow_id"], row["step_id"], row["calls"], row["failures"], *_times(row))
             for row in found["steps"] or ()
         ],
+        steps_since=moment_from(found["steps_since"]),
     )
 
 
-def _without_gaps(rows: Any, since: datetime, until: datetime, width: timedelta) -> list[Bucket]:
-    counted = {
-        round((moment(row["at"]) - since) / width): (row["started"], row["completed"], row["failed"], row["cancelled"])
-        for row in rows
-    }
-    number = -(-(until - since) // width)
-    return [Bucket(since + at * width, *counted.get(at, (0, 0, 0, 0))) for at in range(number)]
+def _without_gaps(
+    counts: Iterable[tuple[str, str, int]], since: datetime, until: datetime, width: timedelta
+) -> list[Bucket]:
+    """Each bucket of the window, by what there was in some: when, what, and of how many runs."""
+    runs = Counter[tuple[int, str]]()
+    for at, what, number in counts:
+        runs[round((moment(at) - since) / width), what] += number
+    return [
+        Bucket(since + at * width, *(runs[at, what] for what in ("started", "completed", "failed", "cancelled")))
+        for at in range(-(-(until - since) // width))
+    ]
+
+
+def _failure_rate(completed: int, failed: int) -> float | None:
+    ended = completed + failed
+    return failed / ended if ended else None
 
 
 def _times(row: Mapping[str, Any]) -> tuple[timedelta, timedelta]:

@@ -69,11 +69,11 @@ class _Search:
 
 @dataclass(frozen=True)
 class _Seen:
-    """A run that was looked at: whether it fits, its row if it does and that is wanted, and whether it was the last
-    that might be looked at."""
+    """A run that was looked at: 1 if it fits and else 0, its row if it does, and whether it was the last that might be
+    looked at. Or a number of those that fit, with the last if there was one."""
 
-    run_id: UUID
-    fits: bool
+    run_id: UUID | None
+    runs: int
     row: str | None
     last: bool
 
@@ -147,18 +147,20 @@ class FindOperations(Inspection):
         seen = self._find(
             search, None, newer=False, limit=limit + 1, scan=_bound(search) * COUNTED_PER_PAGE, rows=False
         )
-        runs = sum(each.fits for each in seen)
+        runs = sum(each.runs for each in seen)
         return Count(min(runs, limit), runs > limit or bool(seen and seen[-1].last))
 
     def _find(self, search: _Search, at: UUID | None, *, newer: bool, limit: int, scan: int, rows: bool) -> list[_Seen]:
-        """Up to `limit` runs in order from a place on, and what was looked at last if there may be more behind it."""
+        """Up to `limit` runs in order from a place on, and what was looked at last if there may be more behind it;
+        without `rows` their number."""
         # Who looks for few gets them by the order of an index, where for many the planner might sort all there are.
         few = min(scan, 4 * limit)
         seen = self._look(search, at, newer=newer, limit=limit, scan=few, rows=rows)
-        fit = [each for each in seen if each.fits]
-        if len(fit) == limit or few == scan or not (seen and seen[-1].last):
+        fit = [each for each in seen if each.runs]
+        missing = limit - sum(each.runs for each in fit)
+        if not missing or few == scan or not (seen and seen[-1].last):
             return seen
-        more = self._look(search, seen[-1].run_id, newer=newer, limit=limit - len(fit), scan=scan - few, rows=rows)
+        more = self._look(search, seen[-1].run_id, newer=newer, limit=missing, scan=scan - few, rows=rows)
         return [*(replace(each, last=False) for each in fit), *more]
 
     def _look(self, search: _Search, at: UUID | None, *, newer: bool, limit: int, scan: int, rows: bool) -> list[_Seen]:
@@ -252,8 +254,8 @@ class FindOperations(Inspection):
         return _Named(words=text.split())
 
 
-def _seen(run_id: str, fits: bool | None, row: str | None, last: bool) -> _Seen:
-    return _Seen(UUID(run_id), fits is True, row, last)  # null where a run has not what is compared
+def _seen(run_id: str | None, runs: int, row: str | None, last: bool) -> _Seen:
+    return _Seen(None if run_id is None else UUID(run_id), runs, row, last)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from pgworkflows.inspection.activity import Activity, ActivityOperations
+from pgworkflows.inspection.activity import ActivityOperations, Totals
 from pgworkflows.inspection.base import declared_steps, moment, seconds
 from pgworkflows.runs import UNFINISHED, RunStatus
 from pgworkflows.schedules import Schedule, schedule_from_json
@@ -56,12 +56,13 @@ class DeclaredWorkflow:
 @dataclass(frozen=True)
 class Overview:
     """How things stand. `unfinished` counts the runs of each unfinished status; `last_day` is what happened in the last
-    24 hours; `queue_lag` is how long the longest of the runs that could be claimed has been ready; `schedules_due` are
-    the workflows whose tick has come and has not been dealt with; `problems` are those of `client.health()`."""
+    24 hours, in numbers; `queue_lag` is how long the longest of the runs that could be claimed has been ready;
+    `schedules_due` are the workflows whose tick has come and has not been dealt with; `problems` are those of
+    `client.health()`."""
 
     now: datetime
     unfinished: dict[RunStatus, int]
-    last_day: Activity
+    last_day: Totals
     queue_lag: timedelta
     live_workers: int
     schedules_due: list[str]
@@ -78,7 +79,7 @@ class OverviewOperations(ActivityOperations):
         return Overview(
             now=moment(found["now"]),
             unfinished={status: counted.get(status, 0) for status in RunStatus if status in UNFINISHED},
-            last_day=self.get_activity("1 day"),
+            last_day=self._get_totals(timedelta(days=1)),
             queue_lag=timedelta(seconds=found["lag_s"]),
             live_workers=found["live_workers"],
             schedules_due=found["schedules_due"] or [],

@@ -24,13 +24,15 @@ MAX_ENTRIES = 10_000
 @dataclass(frozen=True)
 class Entry:
     """A step of a timeline. `ended_at` is None while it lasts; `duration` is then that so far. `taken_back`: it failed,
-    and a retry of the run has taken that back, so that the step will be done anew."""
+    and a retry of the run has taken that back, so that the step will be done anew. `omitted_bytes` is the stored size of
+    an output that was left out, being larger than was asked for; the step's is None then."""
 
     step: StepRecord
     started_at: datetime | None
     ended_at: datetime | None
     duration: timedelta | None
     taken_back: bool
+    omitted_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,14 @@ class ChildSummary:
 
 @dataclass(frozen=True)
 class MailboxEvent:
-    """An event that no wait has taken yet. `data` is a JSON value."""
+    """An event that no wait has taken yet. `data` is a JSON value; `omitted_bytes` the stored size of one that was left
+    out, being larger than was asked for."""
 
     id: int
     name: str
     data: Any
     received_at: datetime
+    omitted_bytes: int | None = None
 
 
 @dataclass(frozen=True)
@@ -125,15 +129,25 @@ class Timeline:
 class TimelineOperations(Inspection):
     """How an inspector looks at one run."""
 
-    def get_timeline(self, run_id: RunId, *, limit: int = 1000, after_position: int | None = None) -> Timeline:
+    def get_timeline(
+        self,
+        run_id: RunId,
+        *,
+        limit: int = 1000,
+        after_position: int | None = None,
+        payload_limit: int | None = None,
+    ) -> Timeline:
         """A run with up to `limit` (1 to 10,000) of its steps, those after a position if one is given, and a thousand
-        each of its children and events. Raises WorkflowRunNotFoundError, ValueError and TypeError."""
+        each of its children and events. Outputs of steps and data of events that have more than `payload_limit` bytes
+        as JSON are left out. Raises WorkflowRunNotFoundError, ValueError and TypeError."""
         key = run_key(run_id)
         if type(limit) is not int or not 1 <= limit <= MAX_ENTRIES:
             raise ValueError(f"limit must be an int within 1 and {MAX_ENTRIES}, not {quoted(limit)}")
         if after_position is not None and (type(after_position) is not int or abs(after_position) >= 1 << 31):
             raise ValueError(f"after_position must be the position of a step, not {quoted(after_position)}")
-        params = {"run_id": str(key), "limit": limit, "after": after_position}
+        if payload_limit is not None and (type(payload_limit) is not int or not 0 <= payload_limit < 1 << 31):
+            raise ValueError(f"payload_limit must be a number of bytes, not {quoted(payload_limit)}")
+        params = {"run_id": str(key), "limit": limit, "after": after_position, "payload_limit": payload_limit}
         rows = self._fetch_json("get_timeline", params)
         if not rows:
             raise not_found(key, None)
@@ -169,7 +183,13 @@ def _timeline(found: Mapping[str, Any], payloads: Payloads) -> Timeline:
         ahead=ahead,
         passed_over=passed_over,
         events=[
-            MailboxEvent(event["id"], event["name"], payloads.shown(event["data"]), moment(event["received_at"]))
+            MailboxEvent(
+                event["id"],
+                event["name"],
+                payloads.shown(event["data"]),
+                moment(event["received_at"]),
+                event["omitted_bytes"],
+            )
             for event in found["events"] or ()
         ],
         now=now,
@@ -185,6 +205,7 @@ def _entry(row: dict[str, Any], run: WorkflowRun, now: datetime, payloads: Paylo
         ended_at=step.completed_at,
         duration=None if step.started_at is None else max(until - step.started_at, timedelta(0)),
         taken_back=step.status is StepStatus.RETRYING and row["attempts"] == row["prior_attempts"],
+        omitted_bytes=row["omitted_bytes"],
     )
 
 

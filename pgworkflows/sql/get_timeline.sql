@@ -1,18 +1,32 @@
 -- A run with what one wants to see beside it, as JSON: its steps after a position (those of one position together), its
 -- children, its parent, its place in the queue, the events that nobody has taken, the steps that its workflow declares, and the
--- time. No row when there is no such run. Locks nothing.
+-- time. No row when there is no such run. Outputs and events' data of more than `payload_limit` bytes are left out, if it is not
+-- null; their size is told, as it is stored: what is stored in more, beside 4 bytes of its own, is not even read. Locks nothing.
 select json_build_object(
     'now', clock_timestamp(),
     'run', row_to_json(r)::text,
     'steps', (
         select json_agg(s order by s.position, s.attempts > s.prior_attempts desc, s.started_at)
         from (
-            select position, step_id, kind, status, output, error, attempts, started_at, completed_at, wake_at,
-                event_name, child_run_id, prior_attempts
-            from pgworkflows.steps
-            where run_id = r.id and (%(after)s::integer is null or position > %(after)s::integer)
-            order by position
-            fetch first (%(limit)s::bigint) rows with ties
+            select page.position, page.step_id, page.kind, page.status, case when fits.yes then page.output end as output,
+                page.error, page.attempts, page.started_at, page.completed_at, page.wake_at, page.event_name,
+                page.child_run_id, page.prior_attempts,
+                case when not fits.yes then pg_column_size(page.output) end as omitted_bytes
+            from (
+                select *
+                from pgworkflows.steps
+                where run_id = r.id and (%(after)s::integer is null or position > %(after)s::integer)
+                order by position
+                fetch first (%(limit)s::bigint) rows with ties
+            ) as page
+            cross join lateral (
+                select case
+                    when %(payload_limit)s::bigint is null or page.output is null then true
+                    when pg_column_size(page.output) - 4 > %(payload_limit)s::bigint then false
+                    else octet_length(page.output::text) <= %(payload_limit)s::bigint
+                end as yes
+                offset 0 -- once for each
+            ) as fits
         ) as s
     ),
     'last_position', (select max(s.position) from pgworkflows.steps as s where s.run_id = r.id),
@@ -56,11 +70,23 @@ select json_build_object(
     'events', (
         select json_agg(e order by e.id)
         from (
-            select id, name, data, received_at
-            from pgworkflows.events
-            where run_id = r.id and consumed_at is null
-            order by id
-            limit 1000
+            select box.id, box.name, case when fits.yes then box.data end as data, box.received_at,
+                case when not fits.yes then pg_column_size(box.data) end as omitted_bytes
+            from (
+                select *
+                from pgworkflows.events
+                where run_id = r.id and consumed_at is null
+                order by id
+                limit 1000
+            ) as box
+            cross join lateral (
+                select case
+                    when %(payload_limit)s::bigint is null then true
+                    when pg_column_size(box.data) - 4 > %(payload_limit)s::bigint then false
+                    else octet_length(box.data::text) <= %(payload_limit)s::bigint
+                end as yes
+                offset 0 -- once for each
+            ) as fits
         ) as e
     ),
     'declared', (select w.steps from pgworkflows.workflows as w where w.id = r.workflow_id),

@@ -17,6 +17,7 @@ from pgworkflows.ui.chart import Chart
 from pgworkflows.ui.redaction import what_came_of
 from pgworkflows.ui.steering import RUN_ACTIONS, allowed_actions
 from pgworkflows.ui.visit import Visit
+from pgworkflows.ui.wording import SHOWN
 
 ENTRIES = 200
 UNENDED = frozenset({StepStatus.WAITING, StepStatus.RETRYING})
@@ -28,7 +29,7 @@ def show_run(visit: Visit, run: WorkflowRun) -> Response:
     if after and not (after.isdecimal() and len(after) < 10):
         raise BadRequest("after is the position of a step, a number.")
     position = int(after) if after else None
-    timeline = visit.inspector.get_timeline(run.id, limit=ENTRIES, after_position=position)
+    timeline = visit.inspector.get_timeline(run.id, limit=ENTRIES, after_position=position, payload_limit=SHOWN)
     return visit.page(
         "run.html",
         run=timeline.run,

@@ -194,7 +194,7 @@ def _count(visit: Visit, filters: Filters, statuses: list[RunStatus], name: str)
         return None
     if visit.dashboard.authorize is None:
         try:
-            return visit.inspector.count_runs(**filters.arguments(statuses))
+            return visit.inspector.count_runs(**filters.arguments(statuses), limit=PAGES_AT_ONCE * PAGE)
         except ValueError as error:
             raise BadRequest(f"{error}.") from None
     runs = 0

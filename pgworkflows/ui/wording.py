@@ -9,7 +9,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
 SHOWN = 20_000
-"""In characters: what a page shows of one payload; the rest is behind a link."""
+"""What a page shows of one payload, in characters; the rest is behind a link. Of an output of a step, or the data of an
+event, that has more bytes there is nothing but the link."""
 _DAY = 86_400
 # What turns text round, joins it, or is not to be seen at all: shown as the escape that JSON has for it.
 _UNSEEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]")
