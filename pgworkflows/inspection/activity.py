@@ -97,7 +97,7 @@ class Activity:
     buckets: list[Bucket]
     workflows: list[WorkflowActivity]
     steps: list[StepActivity]
-    steps_since: datetime | None
+    steps_since: datetime | None = None
 
     @property
     def started(self) -> int:

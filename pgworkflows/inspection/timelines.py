@@ -24,8 +24,8 @@ MAX_ENTRIES = 10_000
 @dataclass(frozen=True)
 class Entry:
     """A step of a timeline. `ended_at` is None while it lasts; `duration` is then that so far. `taken_back`: it failed,
-    and a retry of the run has taken that back, so that the step will be done anew. `omitted_bytes` is the stored size of
-    an output that was left out, being larger than was asked for; the step's is None then."""
+    and a retry of the run has taken that back, so that the step will be done anew. `omitted_bytes` is the stored size
+    of an output that was left out, being larger than was asked for; the step's is None then."""
 
     step: StepRecord
     started_at: datetime | None
