@@ -239,12 +239,14 @@ class Crew:
     def _submit(self, execution: Execution, entry: Entry) -> None:
         """Hand an entry to the scribe. If it is the execution's last, leave the plugins: after that, so that one that
         takes its time, or the process with it, holds up no write."""
+        if entry.action == "checkpoint" or not execution.wrapped:
+            self._scribe.submit(execution, entry)
+            return
         # Asked before: once the entry is written, the run is not ours any more either.
         outcome = ExecutionOutcome.LOST if execution.dropped else outcome_of(entry, execution.control)
         self._scribe.submit(execution, entry)
-        if execution.wrapped and entry.action != "checkpoint":
-            execution.close()
-            self._leave(execution, outcome)
+        execution.close()
+        self._leave(execution, outcome)
 
     def _leave(self, execution: Execution, outcome: ExecutionOutcome) -> None:
         if execution.wrapped and execution.leave(outcome):
