@@ -26,9 +26,11 @@ from pgworkflows import (
     Steps,
     WorkflowClient,
     WorkflowEngine,
+    claims,
     health,
     workflow,
 )
+from pgworkflows.inspection import Inspector
 from pgworkflows.probe import Probe
 
 
@@ -159,21 +161,41 @@ def test_a_worker_that_has_been_silent_for_its_lease_is_not_counted(database_url
         assert health(database_url).live_workers == 0
 
 
+def waited(url: str, duration: str, which: str, *values: object) -> None:
+    """Let runs have been ready for that much longer."""
+    rows(
+        url,
+        "with moved as (update pgworkflows.queue as q set ready_at = q.ready_at - %s::interval, "
+        f"rank = q.rank - %s::interval where {which} returning q.run_id) "
+        "update pgworkflows.runs as r set updated_at = r.updated_at - %s::interval "
+        "from moved where r.id = moved.run_id",
+        duration,
+        duration,
+        *values,
+        duration,
+    )
+
+
+def test_a_run_that_a_worker_has_given_back_waits_since_then(engine: WorkflowEngine) -> None:
+    runs = engine.start_workflows(fast, [None] * 2)
+    waited(engine.conninfo, "2 hours", "true")
+    with HandWorker(engine.conninfo, ["fast"]) as worker:
+        [claimed] = worker.claim(1).runs
+        assert claimed.run_id == str(runs[0].id)
+        claims.release_unheld(worker.connection, worker.id, ())
+    assert engine.get_backlog()[0].lag >= timedelta(hours=2)  # the other one's
+    engine.cancel_workflow(runs[1].id)
+    lags = [engine.health().queue_lag, engine.get_backlog()[0].lag, Inspector(engine).get_overview().queue_lag]
+    assert [each is not None and each < timedelta(minutes=1) for each in lags] == [True] * 3
+
+
 def test_runs_that_wait_for_a_worker_are_the_lag(engine: WorkflowEngine) -> None:
     engine.start_workflow(fast, delay="1 hour")
     assert engine.health(max_queue_lag=0).queue_lag == timedelta(0)
     engine.start_workflow(fast)
     other = WorkflowClient(engine.conninfo).start_workflow("of-nobody-here")
-    rows(
-        engine.conninfo,
-        "update pgworkflows.queue set ready_at = ready_at - interval '1 minute' where run_id <> %s and wake_at is null",
-        other.id,
-    )
-    rows(
-        engine.conninfo,
-        "update pgworkflows.queue set ready_at = ready_at - interval '1 hour' where run_id = %s",
-        other.id,
-    )
+    waited(engine.conninfo, "1 minute", "q.run_id <> %s and q.wake_at is null", other.id)
+    waited(engine.conninfo, "1 hour", "q.run_id = %s", other.id)
     mine = engine.health(max_queue_lag="59s")
     assert mine.queue_lag is not None
     assert timedelta(minutes=1) <= mine.queue_lag < timedelta(minutes=2)

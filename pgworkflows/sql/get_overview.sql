@@ -1,5 +1,18 @@
 -- Unfinished runs by status, how long the longest of the ready ones has been that, live workers, schedules whose tick has come
 -- and is not dealt with, and the time, as JSON. Locks nothing.
+-- A run that a worker gave back keeps its place, and so the time since which it was ready once; it waits since it was given
+-- back, which its row in runs tells. That is looked up of those that seem to wait longest.
+with first as materialized (
+    select oldest.run_id, greatest(oldest.due, r.updated_at) as since
+    from (
+        select q.run_id, coalesce(q.wake_at, q.ready_at) as due
+        from pgworkflows.queue as q
+        where q.status = 'pending' and coalesce(q.wake_at, q.ready_at) <= clock_timestamp()
+        order by due
+        limit 1000
+    ) as oldest
+    join pgworkflows.runs as r on r.id = oldest.run_id
+)
 select json_build_object(
     'now', clock_timestamp(),
     'unfinished', (
@@ -19,8 +32,9 @@ select json_build_object(
         ) as s
     ),
     'lag_s', (
-        select coalesce(extract(epoch from clock_timestamp() - min(coalesce(q.wake_at, q.ready_at))), 0)
+        select coalesce(extract(epoch from clock_timestamp() - min(coalesce(first.since, q.wake_at, q.ready_at))), 0)
         from pgworkflows.queue as q
+        left join first on first.run_id = q.run_id
         where q.status = 'pending' and coalesce(q.wake_at, q.ready_at) <= clock_timestamp()
     ),
     'live_workers', (
