@@ -153,6 +153,12 @@ class Dispatcher(threading.Thread):
             declared = declarations(lanes.workflows.values(), self._retention, self._payloads)
             claims.serve_workflows(self._conn, self._holdings.worker_id, lanes.queues, declared)
             self._served = lanes
+            self._logger.info(
+                "pgworkflows: worker %s takes runs of %d workflows, in queues %s",
+                self._holdings.worker_id,
+                len(lanes.workflows),
+                ", ".join(lanes.queues),
+            )
             self._low_water.forget()
             self._on_served()
         if self._in_doubt or time.monotonic() - self._recounted_at > RECOUNT_EVERY_S:

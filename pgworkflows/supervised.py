@@ -123,11 +123,11 @@ def _words(health: Condition) -> str:
 
 
 class Reports:
-    """Tells how a worker is, for the length of a with statement around `run_forever`; nothing where nobody listens.
-    When a supervisor dies, its worker ends as at SIGTERM."""
+    """Tells how a `worker` is, once there is one, for the length of a with statement; nothing where nobody listens.
+    When a supervisor dies, its process ends as at SIGTERM, also one that has no worker yet."""
 
-    def __init__(self, worker: Asked) -> None:
-        self._worker = worker
+    def __init__(self) -> None:
+        self.worker: Asked | None = None
         self._voice = Voice.found()
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pgworkflows-reports", daemon=True)
@@ -145,10 +145,12 @@ class Reports:
             self._voice.close()
 
     def _run(self) -> None:
-        """In a thread of its own, beside the worker. It waits for nothing but the clock, and ends with the worker."""
+        """In a thread of its own, beside the worker and the import of its module. It waits for nothing but the clock,
+        and ends with the worker."""
         assert self._voice is not None
         while not self._ended.is_set():
-            self._voice.tell(self._worker.health())
+            if self.worker is not None:
+                self._voice.tell(self.worker.health())
             if self._voice.is_gone(LOOK_EVERY_S):
                 os.kill(os.getpid(), signal.SIGTERM)
                 return

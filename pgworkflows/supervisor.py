@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import selectors
 import signal
 import socket
@@ -23,17 +22,14 @@ from dataclasses import asdict, dataclass
 from datetime import timedelta
 from typing import Any
 
+from pgworkflows.processes import Child, Slot, how_it_ended
 from pgworkflows.supervised import PROCESS, SUPERVISOR, SUPERVISOR_EVERY_S, Voice
 
 USAGE = 2
 """The exit status of a command that cannot be carried out as it was given: to begin it again would not help."""
 
-CALM_S = 60.0
-"""Who has worked for so long was well: its death is not counted with earlier ones."""
-FIRST_PAUSE_S = 0.1
-LONGEST_PAUSE_S = 30.0
 START_S = 60.0
-"""How long a process may take until it is ready."""
+"""How long a process may take until it is ready; one that is the first of its place only says so then."""
 SILENCE_S = 10.0
 AT_ONCE_S = 5.0
 """How long a worker may take that is told to hurry, or to say where it hangs."""
@@ -72,10 +68,10 @@ class Supervisor:
         self._patience_s = patience.total_seconds()
         self._logger = logger
         self._voice = Voice.found()
-        self._slots = [_Slot() for _ in range(processes)]
-        self._children: list[_Child] = []
-        self._to_replace: deque[_Slot] = deque()
-        self._replacing: tuple[_Slot, _Child] | None = None
+        self._slots = [Slot() for _ in range(processes)]
+        self._children: list[Child] = []
+        self._to_replace: deque[Slot] = deque()
+        self._replacing: tuple[Slot, Child] | None = None
         self._somebody_was_ready = False
         self._times_told = 0
         self._status = 0
@@ -181,7 +177,7 @@ class Supervisor:
             if successor is not None:
                 self._replacing = slot, successor
 
-    def _spawned(self) -> _Child | None:
+    def _spawned(self) -> Child | None:
         ours, theirs = socket.socketpair()
         with theirs:
             try:
@@ -196,12 +192,12 @@ class Supervisor:
                 ours.close()
                 self._logger.error("pgworkflows: no worker process can be started: %s", error)  # noqa: TRY400
                 return None
-        child = _Child(process, ours)
+        child = Child(process, ours)
         self._selector.register(ours, selectors.EVENT_READ)
         self._children.append(child)
         return child
 
-    def _look_at(self, child: _Child) -> None:
+    def _look_at(self, child: Child) -> None:
         """What has become of a process."""
         if not child.listen():
             self._forget_voice(child)
@@ -219,27 +215,35 @@ class Supervisor:
             self._logger.error("pgworkflows: worker process %d says nothing any more: it is ended", child.process.pid)
             child.process.send_signal(signal.SIGABRT)  # as systemd does: faulthandler tells where it hangs
             child.killed_at = now + AT_ONCE_S
+        elif not (child.was_ready or child.is_late or child.killed_at) and now - child.began_at > START_S:
+            child.is_late = True
+            self._logger.warning(
+                "pgworkflows: worker process %d is not ready after %g s: kill -USR1 %d prints what it is doing",
+                child.process.pid,
+                START_S,
+                child.process.pid,
+            )
 
-    def _ended(self, child: _Child, status: int) -> None:
+    def _ended(self, child: Child, status: int) -> None:
         slot = next((slot for slot in self._slots if slot.child is child), None)
         if slot is not None:
             slot.child = None
         if self._times_told:
             if status not in (0, -signal.SIGTERM):  # that signal may come before the worker is there to take it
                 self._status = 1
-                self._logger.warning("pgworkflows: worker process %d %s", child.process.pid, _how(status))
+                self._logger.warning("pgworkflows: worker process %d %s", child.process.pid, how_it_ended(status))
         elif self._replacing is not None and child is self._replacing[1]:
             self._replacing = None
             self._to_replace.clear()
             self._logger.error(
                 "pgworkflows: the new worker process %d %s before it was ready: the others stay as they are",
                 child.process.pid,
-                _how(status),
+                how_it_ended(status),
             )
         elif slot is None:
             if status:
                 self._logger.warning(
-                    "pgworkflows: worker process %d, which was replaced, %s", child.process.pid, _how(status)
+                    "pgworkflows: worker process %d, which was replaced, %s", child.process.pid, how_it_ended(status)
                 )
         elif status == USAGE and not self._somebody_was_ready:
             self._status = USAGE
@@ -247,15 +251,18 @@ class Supervisor:
         else:
             pause_s = slot.fail(child)
             self._logger.warning(
-                "pgworkflows: worker process %d %s; another starts in %.1f s", child.process.pid, _how(status), pause_s
+                "pgworkflows: worker process %d %s; another starts in %.1f s",
+                child.process.pid,
+                how_it_ended(status),
+                pause_s,
             )
 
-    def _forget_voice(self, child: _Child) -> None:
+    def _forget_voice(self, child: Child) -> None:
         with suppress(KeyError, ValueError):
             self._selector.unregister(child.ear)
         child.ear.close()
 
-    def _longest_silence_s(self, child: _Child) -> float:
+    def _longest_silence_s(self, child: Child) -> float:
         """systemd's WatchdogSec is for each process, once it has begun."""
         allowed_s = float("inf") if self._voice is None else max(2 * self._voice.every_s, 3 * SUPERVISOR_EVERY_S)
         return allowed_s if child.was_ready else max(allowed_s, START_S)
@@ -270,85 +277,9 @@ class Supervisor:
         return max(0.0, min([LOOK_EVERY_S, *due_s]))
 
 
-class _Slot:
-    """The place of one process."""
-
-    def __init__(self) -> None:
-        self.child: _Child | None = None
-        self.due_at = 0.0
-        self._deaths_in_a_row = 0
-
-    def fail(self, child: _Child | None = None) -> float:
-        """Its process has died, or could not begin: how long to wait before the next, in seconds."""
-        if child is not None and child.worked_s() > CALM_S:
-            self._deaths_in_a_row = 0
-        longest_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(self._deaths_in_a_row, 20))
-        self._deaths_in_a_row += 1
-        pause_s = longest_s * random.uniform(0.5, 1.0)
-        self.due_at = time.monotonic() + pause_s
-        return pause_s
-
-
-class _Child:
-    """One process, and what it says of itself."""
-
-    def __init__(self, process: subprocess.Popen[bytes], ear: socket.socket) -> None:
-        self.process = process
-        self.ear = ear
-        self.ear.setblocking(False)
-        self.began_at = self.heard_at = time.monotonic()
-        self.ready_at: float | None = None
-        self.is_ready = False
-        self.killed_at: float | None = None
-        """Once it is told to stop: when it has had enough time for that."""
-        self._unread = b""
-
-    @property
-    def was_ready(self) -> bool:
-        return self.ready_at is not None
-
-    def worked_s(self) -> float:
-        """How long ago it was ready for the first time."""
-        return 0.0 if self.ready_at is None else time.monotonic() - self.ready_at
-
-    def stop(self, patience_s: float) -> None:
-        """Ask it to end, and note when that must have happened."""
-        killed_at = time.monotonic() + patience_s
-        self.killed_at = killed_at if self.killed_at is None else min(self.killed_at, killed_at)
-        self.process.send_signal(signal.SIGTERM)
-
-    def listen(self) -> bool:
-        """Take in what it has said; whether it may say more."""
-        try:
-            said = self.ear.recv(65536)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        *lines, self._unread = (self._unread + said).split(b"\n")
-        for line in lines:
-            if line.startswith(b"READY="):
-                self.is_ready = line == b"READY=1"
-                if self.is_ready and self.ready_at is None:
-                    self.ready_at = time.monotonic()
-            elif line == b"WATCHDOG=1":
-                self.heard_at = time.monotonic()
-        return bool(said)
-
-
 def _received(signals: socket.socket) -> bytes:
     """The numbers of the signals that have come."""
     try:
         return signals.recv(4096)
     except BlockingIOError:
         return b""
-
-
-def _how(status: int) -> str:
-    """How a process ended, in words."""
-    if status >= 0:
-        return f"ended with status {status}"
-    try:
-        return f"was ended by {signal.Signals(-status).name}"
-    except ValueError:
-        return f"was ended by signal {-status}"

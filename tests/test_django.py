@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -231,9 +232,11 @@ def test_the_worker_executes_what_views_and_models_start_and_ends_on_sigterm(sho
             order = Order.objects.create(name="by the worker")
             until(lambda: Order.objects.get(pk=order.pk).shipped, "the order is shipped")
             process.send_signal(signal.SIGTERM)
-            assert process.wait(30) == 0
+            said = process.communicate(timeout=30)[1]
+            assert process.returncode == 0
         finally:
             process.kill()
+    assert re.search(r"pgworkflows: worker \S+ takes runs of \d+ workflows, in queues ", said)
     assert rows(shop_url, "select id from pgworkflows.workers") == []
 
 

@@ -482,6 +482,25 @@ class Shell:
             text=True,
         )
 
+    def completes(self, words: str) -> list[str]:
+        """What a shell is offered for the last of these words."""
+        (self._folder / "site_of_mine.py").write_text(SITE)
+        asked = {
+            "_FLASK_COMPLETE": "bash_complete",
+            "COMP_WORDS": f"flask {words}",
+            "COMP_CWORD": str(words.count(" ") + 1),
+        }
+        done = subprocess.run(
+            [sys.executable, "-c", "from flask.cli import cli; cli(prog_name='flask')"],
+            cwd=self._folder,
+            env={**os.environ, **asked, "DATABASE_URL": self._url, "FLASK_APP": "site_of_mine"},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.stderr == ""
+        return [line.removeprefix("plain,") for line in done.stdout.splitlines()]
+
 
 @pytest.fixture
 def shell(tmp_path: Path, database_url: str) -> Shell:
@@ -502,7 +521,21 @@ def test_the_worker_of_a_shell_works_and_ends_gracefully(shell: Shell, database_
             finally:
                 process.kill()
     assert process.returncode == 0, said
-    assert "INFO pgworkflows: worker" in said
+    assert re.search(r"INFO pgworkflows: worker \S+ takes runs of 1 workflows, in queues default\n", said)
+
+
+def test_the_words_of_the_commands_are_completed(shell: Shell, database_url: str) -> None:
+    with WorkflowEngine(database_url, workflows=[which]) as engine:
+        engine.start(worker=False)
+        engine.worker().run_until_idle("30s")  # it declares the workflow
+        run = engine.start_workflow(which)
+    for words, found in {
+        "pgworkflows sta": ["status", "start"],
+        "pgworkflows runs --status pa": ["paused"],
+        "pgworkflows start ": ["which"],
+        f"pgworkflows show {str(run.id)[:13]}": [str(run.id)],
+    }.items():
+        assert shell.completes(words) == found
 
 
 def test_the_commands_show_and_steer(shell: Shell, database_url: str) -> None:

@@ -100,7 +100,18 @@ FLOORS: Mapping[str, set[str]] = {
         "crew",
         "worker",
     },
-    "5 edges": {"__main__", "cli", "contrib", "otel", "probe", "supervised", "supervisor", "testing", "ui"},
+    "5 edges": {
+        "__main__",
+        "cli",
+        "contrib",
+        "otel",
+        "probe",
+        "processes",
+        "supervised",
+        "supervisor",
+        "testing",
+        "ui",
+    },
 }
 ROOMS = {room: number for number, rooms in enumerate(FLOORS.values()) for room in rooms}
 NAMES = [*FLOORS]

@@ -145,6 +145,7 @@ def test_a_worker_that_is_killed_is_begun_anew_and_its_run_goes_on(shop: Shop) -
     with shop.work("--processes", "2", "--probe", port) as command:
         before = command.await_workers(2)
         assert command.process.pid not in before
+        command.await_words(r"(worker \S+ takes runs of \d+ workflows, in queues default(.|\n)*){2}")
         until(lambda: ask(port, "/ready")[0] == 200, "it is ready")
         assert {*ask(port, "/live")[1]["processes"]} == before
         shop.start(["one", "two"], gated=["one"])
@@ -173,6 +174,39 @@ def test_workers_end_gracefully_when_their_supervisor_is_killed(shop: Shop) -> N
         until(lambda: command.workers() == set(), "both have signed off")
     # Nothing of it was lost, nor is it called twice.
     assert (shop.statuses(), len(shop.callers("one"))) == ({"pending"}, 1)
+
+
+def test_a_process_that_hangs_in_its_import_says_where_and_ends_with_its_supervisor(shop: Shop) -> None:
+    fifo = shop.folder / "fifo"
+    os.mkfifo(fifo)
+    shop.module.write_text(f"import os\nos.write(2, b'importing')\nopen({str(fifo)!r})\n")
+    with shop.work("--processes", "2") as command:
+        until(lambda: "importing" in command.said(), "it imports")
+        [hanging] = children(command.process.pid)
+        os.kill(hanging, signal.SIGUSR1)
+        command.await_words(f'File "{shop.module}", line 3 in <module>')
+        command.send(signal.SIGKILL)
+        until(lambda: not Path(f"/proc/{hanging}").exists(), "it has ended, too")
+    assert command.said().count("importing") == 1
+
+
+def test_one_that_takes_long_to_be_ready_is_told_of_once_and_left_alone() -> None:
+    program = (
+        "import logging, sys; from datetime import timedelta; from pgworkflows import supervisor\n"
+        "supervisor.START_S = 0.2\n"
+        "command = [sys.executable, '-c', 'import time; time.sleep(60)']\n"
+        "found = supervisor.Supervisor(command, 2, patience=timedelta(minutes=1), logger=logging.getLogger())\n"
+        "raise SystemExit(found.run_forever())"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        line = process.stderr.readline()
+        said = re.fullmatch(r"pgworkflows: worker process (\d+) is not ready after 0.2 s: kill -USR1 \1 .*\n", line)
+        assert said is not None
+        assert children(process.pid) == {int(said[1])}
+        process.terminate()
+        assert process.wait(20) == 0
+        assert process.stderr.read() == ""
 
 
 def test_a_stop_under_load_loses_nothing_and_repeats_nothing(shop: Shop) -> None:

@@ -84,14 +84,17 @@ def worker(target: str, probe: str | None, processes: int | None, **options: Any
 def work(make: Callable[..., Worker], *, probe: str | None, processes: int | None, **options: Any) -> None:
     """Run the worker that `make` makes of these options, or a supervisor of processes that do: the same command, begun
     again. Ends the command with the exit status that says how it went."""
-    if processes is None or is_supervised():
-        worker = make(**options)
-        # What the application has loaded stays: no collection looks at it again, all threads standing still meanwhile.
-        gc.freeze()
-        _say_what_happens()
-        # A supervisor answers for those that it has begun.
-        with _probed(worker, None if is_supervised() else probe), Reports(worker):
-            worker.run_forever()
+    _tell_where_it_hangs()
+    supervised = is_supervised()
+    if processes is None or supervised:
+        with Reports() as reports:
+            worker = reports.worker = make(**options)
+            # What the application has loaded stays: no collection looks at it, all threads standing still meanwhile.
+            gc.freeze()
+            _say_what_happens()
+            # A supervisor answers for those that it has begun.
+            with _probed(worker, None if supervised else probe):
+                worker.run_forever()
         return
     _say_what_happens()
     grace = parse_duration(options.get("grace", GRACE), "grace")
@@ -116,11 +119,16 @@ def _probed(asked: Asked, address: str | None) -> AbstractContextManager[object]
         raise click.ClickException(f"the probe cannot listen on {address}: {error}") from error
 
 
+def _tell_where_it_hangs() -> None:
+    """SIGUSR1 prints what every thread is doing, also while the application is imported."""
+    with suppress(io.UnsupportedOperation, AttributeError, ValueError):
+        faulthandler.register(signal.SIGUSR1)
+
+
 def _say_what_happens() -> None:
     """A worker that says nothing is no use. An application that sets up logging is left alone."""
     with suppress(io.UnsupportedOperation, AttributeError, ValueError):
         faulthandler.enable()
-        faulthandler.register(signal.SIGUSR1)  # what every thread is doing
     if not logging.getLogger().handlers:
         logging.basicConfig(format="%(asctime)s %(process)d %(levelname)s %(message)s")
         logging.getLogger("pgworkflows").setLevel(logging.INFO)
