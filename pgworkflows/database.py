@@ -78,6 +78,11 @@ PLANNED_ANEW = "-- Planned anew"
 class NotAllowed(ConfigurationError):
     """The database user lacks a privilege."""
 
+    def __init__(self, reason: str) -> None:
+        """`reason` is the server's: which object is denied."""
+        super().__init__(f"the database user lacks a privilege ({reason}): grant it, or use another user")
+        self.reason = reason
+
 
 class ConnectionLost(ConfigurationError):
     """The connection ended under a statement, which may have been carried out or not."""
@@ -339,20 +344,21 @@ def explained(error: psycopg.Error, *, lost: bool = False) -> Exception:
     """The library's error for what a statement of ours can meet on the server; the driver's where there is none.
     `lost`: the connection has ended with it."""
     reason = str(error).strip()
+    fact = error.diag.message_primary or reason  # without the lines of our statement
     found: WorkflowEngineError
     match error:
         case psycopg.errors.UndefinedTable() | psycopg.errors.UndefinedFunction() | psycopg.errors.InvalidSchemaName():
             found = ConfigurationError(
                 "the schema is not there, or of another version: call migrate() or engine.start(), or run pgworkflows "
-                f"migrate, first ({reason})"
+                f"migrate, first ({fact})"
             )
         case psycopg.errors.ReadOnlySqlTransaction():
             found = ConfigurationError(
                 "the server is read-only: connect to the primary, or find out why default_transaction_read_only is on "
-                f"({reason})"
+                f"({fact})"
             )
         case psycopg.errors.InsufficientPrivilege():
-            found = NotAllowed(f"the database user lacks a privilege: grant it, or use another user ({reason})")
+            found = NotAllowed(fact)
         case _ if error.sqlstate is not None and error.sqlstate[:2] in {"22", "54"}:
             found = SerializationError(f"PostgreSQL refused a value ({reason})")
         case _ if lost:

@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from conftest import Databases
 from psycopg.conninfo import make_conninfo
 from waiting import until
-from working import rows, working
+from working import HandWorker, rows, working
 
 import pgworkflows
 from pgworkflows import ConfigurationError, WorkflowClient, WorkflowEngine, WorkflowRun
@@ -107,9 +107,12 @@ def test_the_page_has_the_help_of_every_command_and_names_no_other_command_or_op
     ("words", "status", "said"),
     [
         (["nonsense"], Exit.USAGE, "No such command 'nonsense'"),
+        (["stats"], Exit.USAGE, "No such command 'stats'. Did you mean 'status'?"),
         (["start", "x", "--input", "{"], Exit.USAGE, "this is no JSON"),
         (["start", "x", "--input", "@/none/here"], Exit.USAGE, "/none/here cannot be read: No such file"),
-        (["start", "x", "--timeout", "soon"], Exit.USAGE, "Error: timeout is 'soon': write it like"),
+        (["start", "x", "--timeout", "soon"], Exit.USAGE, "Invalid value for '--timeout': it is 'soon': write it like"),
+        (["stuck", "--waits-older-than", "x"], Exit.USAGE, "Invalid value for '--waits-older-than'"),
+        (["status", "--max-lag", "x"], Exit.USAGE, "Invalid value for '--max-lag'"),
         (["start", "x", "--input", "NaN"], Exit.REFUSED, "Error: the input of workflow 'x' cannot be stored as JSON"),
         (["runs", "--cursor", "x"], Exit.USAGE, "is no cursor"),
         (["runs", "--since", "yesterday"], Exit.USAGE, "'yesterday' is neither how long ago"),
@@ -158,6 +161,13 @@ def test_a_database_that_is_not_there_is_exit_status_three(name: str) -> None:
     told = Cli("postgresql://nobody@127.0.0.1:1/nothing")(name, *run, *words)
     assert told.exit_code == Exit.DATABASE, told.output
     assert "127.0.0.1" in told.output
+
+
+def test_a_schema_that_is_not_there_is_named_and_not_our_statement(story: Story) -> None:
+    told = Cli(story.url)("--schema", "elsewhere", "runs")
+    assert told.exit_code == Exit.DATABASE
+    assert told.stderr.startswith("Error: the schema is not there, ")
+    assert told.stderr.endswith('(relation "elsewhere.runs" does not exist)\n')
 
 
 def test_where_no_database_is_named_none_is_begun(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -232,6 +242,39 @@ def test_a_parent_is_shown_with_its_child_and_the_child_with_its_parent(story: S
     assert children.splitlines()[1].split()[1:] == ["sign-up", "waiting", "sign-up"]
     assert f"run {child}" in steps
     assert f"parent     {story.parent}, step sign-up" in cli.says("show", child)
+
+
+def test_a_run_may_be_named_by_what_only_its_id_begins_with(told: Story) -> None:
+    cli = Cli(told.url)
+    short = {run: str(run)[:20] for run in (told.waiting, told.failed, told.parent)}
+    assert cli.json("show", short[told.waiting])["run"]["id"] == str(told.waiting)
+    assert cli.json("runs", "--parent", short[told.parent]) == cli.json("runs", "--parent", told.parent)
+    [exported] = cli.says("export", short[told.failed].upper())
+    assert json.loads(exported)["run"]["id"] == str(told.failed)
+    assert cli.says("trigger", short[told.waiting], "hurry")[0].startswith("event hurry was sent")
+    assert cli.says("cancel", short[told.waiting]) == [f"run {told.waiting} is cancelled"]
+    many = cli("cancel", str(told.waiting)[:6])
+    assert many.exit_code == Exit.USAGE
+    assert many.stderr.startswith(f"Error: '{str(told.waiting)[:6]}' begins the ids of several runs, such as ")
+    assert many.stderr.endswith(": write more of it\n")
+    none = cli("show", "00000000")
+    said = "Error: run '00000000' was not found: the id of none begins so\n"
+    assert (none.exit_code, none.stderr) == (Exit.NOT_FOUND, said)
+
+
+def test_a_run_in_hand_is_shown_with_its_worker_and_all_its_steps_ahead(cli: Cli) -> None:
+    with WorkflowEngine(cli.url, workflows=WORKFLOWS) as engine:
+        engine.start(worker=False)
+        engine.worker().run_until_idle("30s")
+        run = engine.start_workflow("invoice", {})
+    with HandWorker(cli.url, ["invoice"]) as worker:
+        worker.claim_one()
+        lines = cli.says("show", run.id)
+        assert "in hand of  worker by hand:0" in lines
+        assert cli.json("show", run.id)["worker"] == {"hostname": "by hand", "pid": 0, "live": True}
+        rows(cli.url, "update pgworkflows.workers set heartbeat_at = heartbeat_at - interval '1 hour'")
+        assert "in hand of  worker by hand:0, which is silent" in cli.says("show", run.id)
+    assert [line.split()[:3] for line in lines[-2:]] == [["count", "-", "ahead"], ["charge", "-", "ahead"]]
 
 
 def test_payloads_are_shown_in_short_or_whole_or_not_at_all(story: Story) -> None:
@@ -364,6 +407,12 @@ def test_a_start_says_which_run_it_has_started(cli: Cli, tmp_path: Path) -> None
         run = client.get_runs(resource_id="ada").items[0]
     assert line == f"run {run.id} of workflow greet is pending"
     assert (run.input, run.priority) == ({"name": "Ada"}, 100)
+
+
+def test_a_start_of_a_workflow_that_no_worker_has_had_says_so_and_is_a_start(cli: Cli) -> None:
+    started = cli("start", "sing-up", "--json")
+    assert (started.exit_code, json.loads(started.stdout)["status"]) == (0, "pending")
+    assert started.stderr == "note: no worker has ever had workflow 'sing-up': the run waits for one that has\n"
 
 
 def test_an_event_with_data_ends_the_wait(told: Story) -> None:
@@ -499,6 +548,16 @@ def test_an_export_can_be_replayed(told: Story, tmp_path: Path) -> None:
     check_replay(WORKFLOWS[0], kept)
 
 
+FOR_OTHERS = {
+    "top": "reader",
+    "stuck": "reader",
+    "workers": "reader",
+    "schedules": "worker",
+    "prune": "worker",
+    "fast-forward": "worker",
+}
+
+
 @pytest.mark.direct("the pooler does not know the role")
 def test_a_client_role_shows_and_steers_its_own_runs(cli: Cli) -> None:
     role = f"cli_{uuid4().hex[:12]}"
@@ -516,7 +575,19 @@ def test_a_client_role_shows_and_steers_its_own_runs(cli: Cli) -> None:
         assert [line.split()[0] for line in shown[shown.index("") + 2 :]] == ["create-user", "await-confirmation"]
         assert own("show", others.id).exit_code == Exit.NOT_FOUND
         assert own.says("cancel", run) == [f"run {run} is cancelled"]
-        assert own("workers").exit_code == Exit.DATABASE
+        assert own("tail", run).stdout.splitlines()[-1].endswith("  cancelled")
+        status = own.says("status")
+        assert status[0] == "database  reachable"
+        assert status[1].startswith("note      the database user may not see schema, workers and queue")
+        for name, option in FOR_OTHERS.items():
+            denied = own(name, *([run] if name == "fast-forward" else []))
+            assert denied.exit_code == Exit.DATABASE
+            assert "Error: the database user lacks a privilege (permission denied for " in denied.stderr
+            assert denied.stderr.endswith(f" make one of a role: pgworkflows grant --{option} ROLE\n")
+        assert own("migrate").stderr.endswith(": migrate is for the owner of the schema: connect as that\n")
+        cli.says("revoke", role)
+        assert own("tail").exit_code == Exit.DATABASE
+        assert "export is for clients (their own runs), workers and readers" in own("export", run).stderr
     finally:
         rows(cli.url, f"drop owned by {role}; drop role {role}")
 

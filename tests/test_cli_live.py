@@ -173,7 +173,7 @@ def test_tail_waits_for_a_server_that_is_away_and_says_so_once(
     with working(away):
         run = away.start_workflow(greet, "later")
         until(lambda: away.get_run(run.id).status == "waiting", "the run waits")
-    thread = threading.Thread(target=following.follow_run, args=(Inspector(away), str(run.id), told.append))
+    thread = threading.Thread(target=following.follow_run, args=(away, str(run.id), told.append))
     thread.start()
     said = ""
 
@@ -208,7 +208,7 @@ def test_tail_says_when_more_has_happened_at_once_than_it_tells(
 
     def look_on() -> None:
         with suppress(KeyboardInterrupt):
-            following.follow_all(Inspector(engine), tell)
+            following.follow_all(engine, tell)
 
     thread = threading.Thread(target=look_on)
     thread.start()
@@ -278,6 +278,14 @@ def test_the_picture_shows_the_longest_queues_and_those_that_fail_first() -> Non
     assert "silent" in tables[2][1]
     assert "lag 1 min 30 s" in text
     assert "problem: all is late" in text
+
+
+def test_a_narrow_picture_leaves_out_what_is_less_urgent_and_cuts_nothing_else() -> None:
+    out = StringIO()
+    Console(file=out, width=40).print(picture.drawn(busy(), 40))
+    counts, rates = (line.rstrip() for line in out.getvalue().splitlines()[:2])
+    assert counts == "lag 1 min 30 s   ready 231"
+    assert rates == "failed 0.1/s   completed 10.7/s"
 
 
 def test_top_without_a_terminal_prints_once(engine: WorkflowEngine, database_url: str, tmp_path: Path) -> None:

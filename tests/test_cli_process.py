@@ -125,9 +125,15 @@ def test_nothing_is_wider_than_the_terminal(story: Story, width: int) -> None:
 def test_a_narrow_terminal_gets_a_block_for_each_row_and_a_wide_one_the_table(story: Story) -> None:
     assert SGR.sub("", shown(story, "runs", width=200)).startswith("RUN  ")
     narrow = SGR.sub("", shown(story, "runs", width=40))
-    assert narrow.startswith("run       ")
-    ids = ["".join(line[10:] for line in block.splitlines()[:2]) for block in narrow.split("\n\n")]
-    assert str(story.failed) in ids
+    assert [block.splitlines()[0] for block in narrow.split("\n\n")] == ["run"] * 5
+    assert f"\n  {story.failed}\nworkflow  invoice\n" in narrow  # in one piece, to be taken with the mouse
+
+
+def test_a_terminal_is_told_in_words_that_there_is_nothing(story: Story) -> None:
+    for words in (["workers"], ["runs", "--resource", "nobody"]):
+        for width in (20, 80):
+            assert SGR.sub("", shown(story, *words, width=width)) == f"no {words[0]}\n"
+        assert piped(story.url, *words).stdout.split()[0] == words[0][:-1].upper()
 
 
 def test_statuses_have_colours_in_a_terminal_unless_no_color_is_set(story: Story) -> None:
@@ -168,6 +174,16 @@ def test_a_reader_that_has_seen_enough_is_no_error(story: Story) -> None:
             ["sh", "-c", command], env=environment(story.url), capture_output=True, text=True, timeout=60, check=False
         )
         assert done.stderr == ""
+
+
+@pytest.mark.parametrize("words", ["runs", "runs --json", "top", "tail {run}"])
+def test_a_full_disk_is_told_in_a_line(story: Story, words: str) -> None:
+    command = [*PROGRAM, *words.format(run=story.failed).split()]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            command, env=environment(story.url), stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, check=False
+        )
+    assert (done.returncode, done.stderr) == (1, "Error: the output cannot be written: No space left on device\n")
 
 
 def test_an_encoding_that_lacks_a_character_shows_its_number(story: Story) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from collections.abc import Callable, Collection, Mapping
+from difflib import get_close_matches
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
@@ -41,6 +43,15 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "ui": ("dashboard:ui", "Serve the dashboard, for a browser."),
 }
 """The module in pgworkflows.cli and the name in it, and the first sentence of the command's help."""
+_FOR_WHOM: Mapping[str, tuple[str, str]] = {
+    **dict.fromkeys(("runs", "show", "tail", "export"), ("clients (their own runs), workers and readers", "reader")),
+    **dict.fromkeys(("status", "top", "stuck", "workers"), ("workers and readers", "reader")),
+    "schedules": ("workers and readers, and to steer them for workers alone", "worker"),
+    **dict.fromkeys(("start", "trigger", "pause", "resume", "cancel", "retry"), ("clients and workers", "client")),
+    **dict.fromkeys(("worker", "fast-forward", "prune"), ("workers", "worker")),
+}
+"""Which roles may use a command, and the option of `grant` that makes one; others are for the owner of the schema."""
+_UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO})
 _GIVEN = re.compile(rf"\bpgworkflows (?=(?:{'|'.join(COMMANDS)})\b)")
 
 
@@ -74,6 +85,18 @@ class Commands(click.Group):
         assert isinstance(found, click.Command)
         return found
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The command of the first word. Raises UsageError, which names the one that was meant."""
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            near = get_close_matches(args[0], self.list_commands(ctx), 1)
+            if not near:
+                raise
+            raise click.UsageError(f"No such command {args[0]!r}. Did you mean {near[0]!r}?", ctx) from error
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list in the help, by the table."""
         about = [
@@ -88,6 +111,10 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except OSError as error:
+            if error.errno in _UNWRITABLE and error.filename is None:
+                raise click.ClickException(f"the output cannot be written: {error.strerror}") from error
             raise
         except Exception as error:
             from pgworkflows.cli.exits import EXPECTED, failure_of  # not before it is needed: it imports the driver
@@ -114,6 +141,21 @@ def client_of(ctx: click.Context) -> WorkflowClient:
 def current_client() -> WorkflowClient:
     """The client of the command that is running."""
     return client_of(click.get_current_context())
+
+
+def for_whom() -> str | None:
+    """Which database roles may use the command that is running, and how a role becomes one of them."""
+    place = click.get_current_context(silent=True)
+    while place is not None:
+        name = place.invoked_subcommand
+        if isinstance(place.command, Commands) and name is not None:
+            if name not in _FOR_WHOM:
+                return f"{name} is for the owner of the schema: connect as that"
+            who, option = _FOR_WHOM[name]
+            grant = f"{place.command_path} grant --{option} ROLE"
+            return f"{name} is for {who}. Connect as one, or let the owner of the schema make one of a role: {grant}"
+        place = place.parent
+    return None
 
 
 def as_given_here(text: str) -> str:

@@ -25,7 +25,7 @@ from pgworkflows.cli.output import say
 from pgworkflows.client import WorkflowClient
 from pgworkflows.embedded import EmbeddedPostgres
 from pgworkflows.history import StepKind, StepStatus
-from pgworkflows.inspection import Change, Inspector
+from pgworkflows.inspection import Change
 from pgworkflows.supervised import SUPERVISOR
 
 WORKER = ("worker", f"{story.__name__}:engine", "--processes", "1")
@@ -90,7 +90,7 @@ def _play(client: WorkflowClient, environment: Mapping[str, str]) -> None:
             _comment("It waits for an event, and costs nothing meanwhile but its rows.")
             _call(environment, "trigger", run_id, "picked-up", "--data", json.dumps(COURIER))
 
-    follow_run(Inspector(client), run_id, look_on)
+    follow_run(client, run_id, look_on)
     _comment("Completed: no step was done again but the one in which the process was killed.")
     for line in _call(environment, "show", run_id).splitlines():
         say(line)

@@ -6,8 +6,9 @@ from enum import IntEnum
 
 import click
 
+from pgworkflows.cli.commands import for_whom
 from pgworkflows.cli.wording import one_line
-from pgworkflows.database import DriverError
+from pgworkflows.database import DriverError, NotAllowed, explained
 from pgworkflows.errors import (
     ConfigurationError,
     WorkflowEngineError,
@@ -61,7 +62,11 @@ EXPECTED = (WorkflowEngineError, DriverError, ValueError)
 
 def failure_of(error: Exception) -> Failure:
     """What an error is for whoever gave the command."""
+    if isinstance(error, DriverError):
+        error = explained(error)
     match error:
+        case NotAllowed() if (whom := for_whom()) is not None:
+            return DatabaseFailed(f"the database user lacks a privilege ({error.reason}): {whom}")
         case ConfigurationError() | DriverError():
             return DatabaseFailed(str(error))
         case WorkflowRunNotFoundError() | WorkflowNotFoundError():

@@ -15,8 +15,10 @@ from pgworkflows.cli.commands import current_client
 from pgworkflows.cli.completion import complete_runs, complete_workflows
 from pgworkflows.cli.exits import Exit
 from pgworkflows.cli.output import STYLES, console, json_option, print_json
+from pgworkflows.cli.timelines import run_named, timeline_of
 from pgworkflows.cli.wording import duration, one_line
-from pgworkflows.database import DriverError
+from pgworkflows.client import WorkflowClient
+from pgworkflows.database import DriverError, NotAllowed
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.history import StepStatus
 from pgworkflows.inspection import Change, ChangeKind, ChangeMark, Inspector, Timeline
@@ -49,28 +51,30 @@ def tail(run_id: str | None, workflow_id: str | None, as_json: bool) -> None:
     """
     if run_id is not None and workflow_id is not None:
         raise click.UsageError("name a run or a workflow, not both")
-    inspector = Inspector(current_client())
+    client = current_client()
     told = partial(tell, as_json=as_json)
     try:
         if run_id is None:
-            follow_all(inspector, told, workflow_id)
-        elif follow_run(inspector, run_id, told) != RunStatus.COMPLETED:
+            follow_all(client, told, workflow_id)
+        elif follow_run(client, run_named(client, run_id), told) != RunStatus.COMPLETED:
             raise click.exceptions.Exit(Exit.REFUSED)
     except KeyboardInterrupt:
         raise click.exceptions.Exit(Exit.FINE) from None
 
 
-def follow_all(inspector: Inspector, tell: Callable[[Change], None], workflow_id: str | None = None) -> None:
+def follow_all(client: WorkflowClient, tell: Callable[[Change], None], workflow_id: str | None = None) -> None:
     """Tell what happens to all runs from now on, or to those of a workflow; for ever."""
+    inspector = Inspector(client)
     for change in _changes(inspector, inspector.get_changes().mark):
         if workflow_id in (None, change.workflow_id):
             tell(change)
 
 
-def follow_run(inspector: Inspector, run_id: str, tell: Callable[[Change], None]) -> RunStatus:
+def follow_run(client: WorkflowClient, run_id: str, tell: Callable[[Change], None]) -> RunStatus:
     """Tell what has happened to a run, and what happens until it ends: its last status."""
+    inspector = Inspector(client)
     mark = inspector.get_changes(run_id=run_id).mark
-    timeline = inspector.get_timeline(run_id)
+    timeline = timeline_of(client, run_id)
     told: set[tuple[object, ...]] = set()
     for changes in (_so_far(timeline), _changes(inspector, mark, run_id)):
         for change in changes:
@@ -125,6 +129,8 @@ def _patiently(ask: Callable[[], T]) -> T:
     while True:
         try:
             answer = ask()
+        except NotAllowed:
+            raise
         except AWAY as error:
             if not away:
                 _note(f"the database does not answer, trying again: {one_line(str(error))}")

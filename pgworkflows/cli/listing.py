@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -21,9 +20,8 @@ from pgworkflows.cli.output import (
     print_table,
     say,
 )
+from pgworkflows.cli.timelines import run_named, timeline_of
 from pgworkflows.cli.wording import age, cleaned_lines, duration, failure, moment, payload, payload_lines
-from pgworkflows.client import WorkflowClient
-from pgworkflows.database import NotAllowed
 from pgworkflows.history import StepStatus
 from pgworkflows.inspection import Entry, Inspector, Timeline
 from pgworkflows.runs import WorkflowRun
@@ -41,7 +39,8 @@ def runs(limit: int, cursor: str | None, newer: bool, as_json: bool, **filters: 
     A page looks at a bounded number of runs. If it has found fewer than it may and there are older ones, it says how
     far it has looked.
     """
-    found = Inspector(current_client()).find_runs(**given(filters), limit=limit, cursor=cursor, newer=newer)
+    client = current_client()
+    found = Inspector(client).find_runs(**given(filters, client), limit=limit, cursor=cursor, newer=newer)
     if as_json:
         print_json(found)
         return
@@ -67,7 +66,7 @@ def print_runs(items: Sequence[WorkflowRun], *, stderr: bool = False) -> None:
         for run in items
     ]
     head = ("RUN", "WORKFLOW", "STATUS", "STEP", "AGE", *(["ERROR"] if failed else []))
-    print_table(head, rows, cut=("WORKFLOW", "STEP", "ERROR"), stderr=stderr)
+    print_table(head, rows, cut=("WORKFLOW", "STEP", "ERROR"), empty="no runs", stderr=stderr)
 
 
 @click.command()
@@ -81,58 +80,17 @@ def show(run_id: str, payloads: bool | None, as_json: bool) -> None:
     if as_json and payloads is False:
         raise click.UsageError("--json has the payloads: leave out --no-payloads")
     client = current_client()
-    try:
-        timeline = _whole_timeline(Inspector(client), run_id)
-    except NotAllowed:
-        timeline = _part_for_a_client(client, run_id)
+    timeline = timeline_of(client, run_named(client, run_id))
     if as_json:
         print_json(timeline)
         return
     print_details(_about(timeline, short=payloads is None))
-    if timeline.entries:
+    if timeline.entries or timeline.ahead:
         say()
         _print_steps(timeline, short=payloads is None)
     _print_beside(timeline)
     if payloads:
         _print_payloads(timeline)
-
-
-def _whole_timeline(inspector: Inspector, run_id: str) -> Timeline:
-    """The timeline with all its steps, however many."""
-    first = part = inspector.get_timeline(run_id)
-    entries = list(first.entries)
-    while part.next_position is not None:
-        part = inspector.get_timeline(run_id, after_position=part.next_position)
-        entries += part.entries
-    return replace(part, entries=entries)
-
-
-def _part_for_a_client(client: WorkflowClient, run_id: str) -> Timeline:
-    """What a database role may see that is a client: its runs and their steps, and nothing beside them."""
-    run = client.get_run(run_id)
-    entries = [
-        Entry(
-            step=step,
-            started_at=step.started_at,
-            ended_at=step.completed_at,
-            duration=None if not (step.started_at and step.completed_at) else step.completed_at - step.started_at,
-            taken_back=False,
-        )
-        for step in client.get_steps(run_id)
-    ]
-    return Timeline(
-        run=run,
-        entries=entries,
-        next_position=None,
-        children=[],
-        parent=None,
-        waits_for=None,
-        declared=[],
-        ahead=[],
-        passed_over=[],
-        events=[],
-        now=run.updated_at,
-    )
 
 
 def _about(timeline: Timeline, *, short: bool) -> Iterator[tuple[str, object]]:
@@ -152,6 +110,8 @@ def _about(timeline: Timeline, *, short: bool) -> Iterator[tuple[str, object]]:
     yield "ended", run.completed_at
     if run.completed_at is not None:
         yield "took", run.completed_at - run.created_at
+    if timeline.worker is not None:
+        yield "in hand of", f"worker {timeline.worker}"
     yield "times out", None if run.status.finished else run.timeout_at
     if wait is not None:
         since = "" if wait.since is None else f", for {duration(max(timeline.now - wait.since, timedelta(0)))}"
@@ -173,7 +133,7 @@ def _print_steps(timeline: Timeline, *, short: bool) -> None:
             entry.step.step_id,
             entry.step.kind,
             entry.step.status,
-            entry.step.attempts,
+            entry.step.attempts or None,
             None if entry.started_at is None else f"+{duration(entry.started_at - begun)}",
             entry.duration,
             _result(entry, short=short),

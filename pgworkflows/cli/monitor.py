@@ -22,10 +22,10 @@ from rich.live import Live
 from pgworkflows.cli.commands import current_client
 from pgworkflows.cli.exits import Exit
 from pgworkflows.cli.following import AWAY
+from pgworkflows.cli.options import DURATION
 from pgworkflows.cli.output import console, json_option, print_json
 from pgworkflows.cli.picture import Picture, as_json_of, drawn, look
 from pgworkflows.cli.wording import one_line
-from pgworkflows.durations import parse_positive_duration
 from pgworkflows.inspection import Inspector
 
 SHORTEST_EVERY = timedelta(milliseconds=200)
@@ -34,18 +34,18 @@ LOOK_EVERY_S = 0.1
 
 
 @click.command()
-@click.option("--every", metavar="DURATION", default="2 seconds", show_default=True, help="How often to look anew.")
+@click.option("--every", type=DURATION, default="2 seconds", show_default=True, help="How often to look anew.")
 @click.option(
-    "--window", metavar="DURATION", default="5 minutes", show_default=True, help="Of which time to show what happened."
+    "--window", type=DURATION, default="5 minutes", show_default=True, help="Of which time to show what happened."
 )
 @click.option("--once", is_flag=True, help="Print it once, and end; so without a terminal.")
 @json_option
-def top(every: str, window: str, once: bool, as_json: bool) -> None:
+def top(every: timedelta, window: timedelta, once: bool, as_json: bool) -> None:
     """Show throughput, lag, backlog, workers and workflows, live.
 
     q or Ctrl-C ends it. --json prints it once.
     """
-    every_s = max(parse_positive_duration(every, "every"), SHORTEST_EVERY).total_seconds()
+    every_s = max(every, SHORTEST_EVERY).total_seconds()
     inspector = Inspector(current_client())
     picture = look(inspector, window)
     if as_json:

@@ -5,18 +5,40 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
 from pgworkflows.cli.completion import complete_runs, complete_workflows
+from pgworkflows.cli.timelines import run_named
+from pgworkflows.client import WorkflowClient
 from pgworkflows.durations import parse_duration, parse_moment
 from pgworkflows.runs import RunStatus
 
 F = TypeVar("F", bound=Callable[..., Any])
 
+
+if TYPE_CHECKING:
+    _Durations = click.ParamType[timedelta]
+else:
+    _Durations = click.ParamType  # not generic in every release
+
+
+class _DurationType(_Durations):
+    """A duration in words; the message of one that is none names the option as it was given."""
+
+    name = "duration"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        try:
+            return parse_duration(value, "it")
+        except ValueError as error:
+            return self.fail(str(error), param, ctx)
+
+
+DURATION = _DurationType()
 run_argument = click.argument("run_id", metavar="RUN", shell_complete=complete_runs)
 
 
@@ -76,9 +98,12 @@ def with_filters(function: F) -> F:
     return with_options(_FILTERS)(function)
 
 
-def given(filters: Mapping[str, Any]) -> dict[str, Any]:
+def given(filters: Mapping[str, Any], client: WorkflowClient) -> dict[str, Any]:
     """The filters that were given, as Inspector.find_runs takes them."""
-    return {name: value for name, value in filters.items() if value is not None and value != ()}
+    found = {name: value for name, value in filters.items() if value is not None and value != ()}
+    if "parent_run_id" in found:
+        found["parent_run_id"] = run_named(client, found["parent_run_id"])
+    return found
 
 
 def with_options(options: Sequence[Callable[[F], F]]) -> Callable[[F], F]:

@@ -14,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 import click
+from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
@@ -61,15 +62,24 @@ def print_json(value: Any) -> None:
 
 
 def print_table(
-    head: Sequence[str], rows: Iterable[Sequence[object]], *, cut: Iterable[str] = (), stderr: bool = False
+    head: Sequence[str],
+    rows: Iterable[Sequence[object]],
+    *,
+    cut: Iterable[str] = (),
+    empty: str | None = None,
+    stderr: bool = False,
 ) -> None:
-    """Print rows under their headings. The columns in `cut` may be shortened to fit a terminal."""
+    """Print rows under their headings. The columns in `cut` may be shortened to fit a terminal. `empty` is said in a
+    terminal where there are no rows."""
     values = [list(row) for row in rows]
     cells = [[shown(value) for value in row] for row in values]
     titles = [Text(title, style="bold") for title in head]
     widths = [max(cell.cell_len for cell in column) for column in zip(titles, *cells, strict=True)]
-    numbers = [bool(values) and all(isinstance(row[place], int) for row in values) for place in range(len(titles))]
+    numbers = [_are_numbers([row[place] for row in values]) for place in range(len(titles))]
     found = console(stderr=stderr)
+    if not values and empty is not None and found.is_terminal:
+        say(empty, "dim", stderr=stderr)
+        return
     if found.is_terminal:
         widths = _fitted(widths, [title in set(cut) for title in head], found.width)
     if found.is_terminal and _total(widths) > found.width:
@@ -83,12 +93,18 @@ def print_table(
 
 
 def print_details(pairs: Iterable[tuple[str, object]], *, stderr: bool = False) -> None:
-    """Print names and values, a line each, without those that are None. Long values go on in further lines."""
+    """Print names and values, a line each, without those that are None. Long values go on in further lines, and begin
+    on a line of their own where a word of theirs, such as an id, would be broken else."""
     known = [(name, shown(value)) for name, value in pairs if value is not None]
     indent = max((len(name) for name, _ in known), default=0) + len(GAP)
     found = console(stderr=stderr)
     width = max(found.width - indent, NARROWEST) if found.is_terminal else None
     for name, value in known:
+        if width is not None and width < max(map(cell_len, value.plain.split()), default=0) <= found.width - len(GAP):
+            _print(found, Text(name.lower(), style="bold"))
+            for piece in value.wrap(found, found.width - len(GAP), overflow="fold"):
+                _print(found, Text.assemble(GAP, piece))
+            continue
         pieces = [value] if width is None else value.wrap(found, width, overflow="fold")
         for number, piece in enumerate(pieces or [value]):
             label = name.lower() if number == 0 else ""
@@ -110,6 +126,11 @@ def shown(value: object) -> Text:
             return Text(duration(value))
         case _:
             return Text(cleaned(str(value)))
+
+
+def _are_numbers(column: Sequence[object]) -> bool:
+    known = [value for value in column if value is not None and not isinstance(value, Text)]
+    return bool(known) and all(isinstance(value, int) for value in known)
 
 
 def _fitted(widths: list[int], may_be_cut: list[bool], room: int) -> list[int]:

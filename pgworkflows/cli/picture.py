@@ -103,17 +103,24 @@ def _head(picture: Picture, width: int, problem: str | None) -> Iterable[Text]:
         "in hand": sum(worker.runs_in_hand for worker in picture.workers if worker.live),
         "waiting": sum(each.waiting for each in picture.backlog),
     }
-    yield _cut(Text("   ").join(Text.assemble((name, "bold"), f" {value}") for name, value in counts.items()), width)
+    yield _beside([Text.assemble((name, "bold"), f" {value}") for name, value in counts.items()], width)
     rates = _rates(activity)
-    yield _cut(
-        Text("   ").join(
-            Text.assemble((name, "bold"), f" {rate:.1f}/s") for name, rate in rates.items() if name != "cancelled"
-        ),
-        width,
-    )
+    shown_rates = ("failed", "completed", "started")
+    yield _beside([Text.assemble((name, "bold"), f" {rates[name]:.1f}/s") for name in shown_rates], width)
     yield _sparkline(activity, width)
     for each in health.problems:
         yield _cut(shown(f"problem: {each}"), width, "red")
+
+
+def _beside(parts: Sequence[Text], width: int) -> Text:
+    """As many parts in a line as there is room for, the first ones; of the first as much as fits."""
+    line = parts[0]
+    for part in parts[1:]:
+        longer = Text.assemble(line, "   ", part)
+        if longer.cell_len > width:
+            break
+        line = longer
+    return _cut(line, width)
 
 
 def _rates(activity: Activity) -> dict[str, float]:

@@ -30,7 +30,8 @@ def schedules(ctx: click.Context, as_json: bool) -> None:
         print_json(found)
     else:
         rows = [(each.workflow_id, each.expression, each.timezone, _next(each), _last(each)) for each in found]
-        print_table(("WORKFLOW", "SCHEDULE", "ZONE", "NEXT", "LAST"), rows, cut=("WORKFLOW", "SCHEDULE", "ZONE"))
+        head = ("WORKFLOW", "SCHEDULE", "ZONE", "NEXT", "LAST")
+        print_table(head, rows, cut=("WORKFLOW", "SCHEDULE", "ZONE"), empty="no schedules")
 
 
 @schedules.command("pause")

@@ -21,6 +21,8 @@ from pgworkflows.cli.exits import EXPECTED, DatabaseFailed, Exit, Failure, failu
 from pgworkflows.cli.listing import print_runs
 from pgworkflows.cli.options import given, read_json, run_argument, with_filters, with_options
 from pgworkflows.cli.output import console, json_option, print_json, say
+from pgworkflows.cli.timelines import run_named
+from pgworkflows.client import WorkflowClient
 from pgworkflows.errors import InvalidStatusError
 from pgworkflows.inspection import Inspector
 from pgworkflows.runs import CANCELLABLE, PAUSABLE, RESUMABLE, RETRYABLE, RunStatus, WorkflowRun
@@ -56,7 +58,8 @@ def trigger(run_id: str, event_name: str, as_json: bool, **options: Any) -> None
 
     The run keeps it until a wait for an event of that name takes it.
     """
-    run = current_client().trigger_event(run_id, event_name, **options)
+    client = current_client()
+    run = client.trigger_event(run_named(client, run_id), event_name, **options)
     if as_json:
         print_json(run)
     else:
@@ -130,13 +133,13 @@ def _steer(
 ) -> None:
     """Do it to the runs that are named, or that the filters find."""
     client = current_client()
-    wanted = given(filters)
+    wanted = given(filters, client)
     arguments = {"resource_id": wanted.get("resource_id"), **({} if data is None else {"data": data})}
     change = partial(getattr(client, operation.method), **arguments)
     if run_ids:
         if wanted.keys() - {"resource_id"}:
             raise click.UsageError("give the ids of runs, or filters, not both (but --resource)")
-        failures = _steer_named(change, run_ids, as_json=as_json)
+        failures = _steer_named(client, change, run_ids, as_json=as_json)
     else:
         failures = _steer_found(operation, change, Inspector(client), wanted, yes=yes, as_json=as_json)
     if failures:
@@ -176,12 +179,12 @@ class _Tally:
         return ", ".join([f"{counted(self.done)} {self.operation.done}", *told])
 
 
-def _steer_named(change: Change, run_ids: Sequence[str], *, as_json: bool) -> list[Failure]:
+def _steer_named(client: WorkflowClient, change: Change, run_ids: Sequence[str], *, as_json: bool) -> list[Failure]:
     """Do it to runs by their ids, saying of each what came of it; what was refused."""
     failures: list[Failure] = []
     for run_id in run_ids:
         try:
-            run = _changed(change, run_id, as_json=as_json)
+            run = _changed(change, run_named(client, run_id), as_json=as_json)
         except Failure as failure:
             if isinstance(failure, DatabaseFailed) or (len(run_ids) == 1 and not as_json):
                 raise

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import click
 
 from pgworkflows.cli.commands import current_client
+from pgworkflows.cli.options import DURATION, run_argument
 from pgworkflows.cli.output import json_option, print_json, say
+from pgworkflows.cli.timelines import run_named
 from pgworkflows.migrate import plan
 
 
@@ -26,10 +30,10 @@ def migrate(only_plan: bool, as_json: bool) -> None:
 
 
 @click.command()
-@click.option("--older-than", metavar="DURATION", help="How long ago they ended. Default: the declared retention.")
+@click.option("--older-than", type=DURATION, help="How long ago they ended. Default: the declared retention.")
 @click.option("--workflow", "workflow_id", metavar="ID", help="Those of one workflow.")
 @json_option
-def prune(older_than: str | None, workflow_id: str | None, as_json: bool) -> None:
+def prune(older_than: timedelta | None, workflow_id: str | None, as_json: bool) -> None:
     """Delete finished runs.
 
     Without --older-than, those that ended longer ago than the retention that their workflow declares.
@@ -67,7 +71,7 @@ def revoke(role: str) -> None:
 
 
 @click.command()
-@click.argument("run_id", metavar="RUN")
+@run_argument
 def export(run_id: str) -> None:
     """Print the history of a run as JSON, for check_replay.
 
@@ -75,4 +79,5 @@ def export(run_id: str) -> None:
     """
     from pgworkflows.testing.histories import export_run  # the testing kit is for those who ask for it
 
-    print_json(export_run(current_client(), run_id))
+    client = current_client()
+    print_json(export_run(client, run_named(client, run_id)))

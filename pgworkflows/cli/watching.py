@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 import click
 from rich.text import Text
 
 from pgworkflows.cli.commands import as_given_here, current_client
 from pgworkflows.cli.exits import Exit
+from pgworkflows.cli.options import DURATION
 from pgworkflows.cli.output import json_option, print_details, print_json, print_table, say
 from pgworkflows.cli.wording import age
 from pgworkflows.inspection import Inspector
 
+UNSEEN = "the database user may not see schema, workers and queue: workers and readers may"
+
 
 @click.command()
 @click.option("--min-workers", type=int, default=0, metavar="N", help="Fail when fewer workers live.")
-@click.option("--max-lag", metavar="DURATION", help="Fail when a run has been ready for longer.")
+@click.option("--max-lag", type=DURATION, help="Fail when a run has been ready for longer.")
 @json_option
-def status(min_workers: int, max_lag: str | None, as_json: bool) -> None:
+def status(min_workers: int, max_lag: timedelta | None, as_json: bool) -> None:
     """Show whether all is well, and what is unfinished.
 
     Exit status 1 if it is not well, 3 if the database does not answer or is not migrated.
@@ -35,6 +40,7 @@ def status(min_workers: int, max_lag: str | None, as_json: bool) -> None:
                 ("workers", None if health.live_workers is None else f"{health.live_workers} live"),
                 ("lag", health.queue_lag),
                 *(("problem", problem) for problem in health.problems),
+                ("note", None if health.live_workers is not None or not health.ok else UNSEEN),
             ]
         )
         if health.live_workers is not None:
@@ -46,6 +52,7 @@ def status(min_workers: int, max_lag: str | None, as_json: bool) -> None:
                     for each in backlog
                 ],
                 cut=("QUEUE", "WORKFLOW"),
+                empty="nothing is unfinished",
             )
     if not health.ok:
         raise click.exceptions.Exit(Exit.REFUSED if usable else Exit.DATABASE)
@@ -74,25 +81,23 @@ def workers(as_json: bool) -> None:
         for each in found
     ]
     head = ("WORKER", "HOST", "PID", "QUEUES", "WORKFLOWS", "RUNS", "AGE", "HEARTBEAT", "STATE")
-    print_table(head, rows, cut=("HOST", "QUEUES"))
+    print_table(head, rows, cut=("HOST", "QUEUES"), empty="no workers")
 
 
 @click.command()
 @click.option(
     "--waits-older-than",
-    metavar="DURATION",
+    type=DURATION,
     default="7 days",
     show_default=True,
     help="Pauses, and waits for events without a deadline, count from this age on.",
 )
+@click.option("--steps-longer-than", type=DURATION, default="1 hour", show_default=True, help="So do steps under way.")
 @click.option(
-    "--steps-longer-than", metavar="DURATION", default="1 hour", show_default=True, help="So do steps under way."
-)
-@click.option(
-    "--lag-over", metavar="DURATION", default="1 minute", show_default=True, help="So do runs that are ready or due."
+    "--lag-over", type=DURATION, default="1 minute", show_default=True, help="So do runs that are ready or due."
 )
 @json_option
-def stuck(waits_older_than: str, steps_longer_than: str, lag_over: str, as_json: bool) -> None:
+def stuck(waits_older_than: timedelta, steps_longer_than: timedelta, lag_over: timedelta, as_json: bool) -> None:
     """List runs that nothing will move, why, and what to do about it.
 
     Exit status 1 if there are any.

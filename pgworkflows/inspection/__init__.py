@@ -6,7 +6,7 @@ from pgworkflows.inspection.finding import Count, FoundRuns
 from pgworkflows.inspection.inspector import Inspector
 from pgworkflows.inspection.overview import DeclaredWorkflow, Overview, WorkerInfo
 from pgworkflows.inspection.stuck import Stuck, StuckReason
-from pgworkflows.inspection.timelines import ChildSummary, Entry, MailboxEvent, Remedy, Timeline, Wait
+from pgworkflows.inspection.timelines import ChildSummary, Entry, Holder, MailboxEvent, Remedy, Timeline, Wait
 
 __all__ = [
     "Activity",
@@ -20,6 +20,7 @@ __all__ = [
     "DeclaredWorkflow",
     "Entry",
     "FoundRuns",
+    "Holder",
     "Inspector",
     "MailboxEvent",
     "Overview",

@@ -60,6 +60,18 @@ class MailboxEvent:
 
 
 @dataclass(frozen=True)
+class Holder:
+    """The worker that has a run in hand, by its host and process; `live`: it has given a sign of life in time."""
+
+    hostname: str
+    pid: int
+    live: bool
+
+    def __str__(self) -> str:
+        return f"{self.hostname}:{self.pid}" + ("" if self.live else ", which is silent")
+
+
+@dataclass(frozen=True)
 class Remedy:
     """What would end a wait: an operation of the client by its name, with its arguments, or "start_worker"."""
 
@@ -108,9 +120,9 @@ class Timeline:
     """A run and what stands beside it, all at one moment, `now`.
 
     `entries` are its steps in order; `next_position` is set when there are more, which `after_position` brings.
-    `events` are those that no wait has taken. `declared` are the steps that its workflow's code was last seen to have;
-    of the ids among them, `ahead` are those that the run has not come to, `passed_over` those that it has left behind
-    without.
+    `events` are those that no wait has taken. `worker` has the run in hand now. `declared` are the steps that its
+    workflow's code was last seen to have; of the ids among them, `ahead` are those that the run has not come to,
+    `passed_over` those that it has left behind without.
     """
 
     run: WorkflowRun
@@ -124,6 +136,7 @@ class Timeline:
     passed_over: list[str]
     events: list[MailboxEvent]
     now: datetime
+    worker: Holder | None = None
 
 
 class TimelineOperations(Inspection):
@@ -193,6 +206,7 @@ def _timeline(found: Mapping[str, Any], payloads: Payloads) -> Timeline:
             for event in found["events"] or ()
         ],
         now=now,
+        worker=None if (held := found["worker"]) is None else Holder(held["hostname"], held["pid"], held["live"]),
     )
 
 
