@@ -176,6 +176,8 @@ CALLS_OF_INSPECTORS: Mapping[str, Callable[[Subject], dict[str, Any]]] = {
     "find_runs": lambda s: {**dict.fromkeys(FILTERS), "limit": 1, "cursor": None, "newer": False},
     "count_runs": lambda s: {**dict.fromkeys(FILTERS), "limit": 1},
     "get_timeline": lambda s: {"run_id": s.open_run, "limit": 1, "after_position": None, "payload_limit": None},
+    "get_step": lambda s: {"run_id": s.open_run, "position": 0},
+    "get_event": lambda s: {"run_id": s.open_run, "event_id": 1},
     "get_activity": lambda s: {"window": "1 hour", "workflow_id": None, "buckets": 1},
     "get_overview": lambda s: {},
     "get_workers": lambda s: {},

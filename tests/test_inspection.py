@@ -258,10 +258,22 @@ def test_large_payloads_are_left_out_where_that_is_asked_for(engine: WorkflowEng
     whole = inspector.get_timeline(run.id)
     assert [len(str(entry.step.output)) for entry in whole.entries] == [4, 49, 50, 50_000, 4, 960_000]
     assert [event.data for event in whole.events] == [1, "x" * 100]
+    assert [inspector.get_step(run.id, entry.step.position) for entry in whole.entries] == [
+        entry.step for entry in whole.entries
+    ]
+    assert [inspector.get_event(run.id, event.id) for event in found.events] == whole.events
+    other = engine.start_workflow(fail, "x")
+    assert (inspector.get_step(run.id, 0), inspector.get_event(other.id, found.events[0].id)) == (None, None)
     assert {entry.omitted_bytes for entry in whole.entries} == {event.omitted_bytes for event in whole.events} == {None}
     for wrong in (-1, True, "9", 1 << 31):
         with pytest.raises(ValueError, match="payload_limit must be a number of bytes"):
             inspector.get_timeline(run.id, payload_limit=wrong)  # type: ignore[arg-type]  # what is refused
+    for position in (-1, 1 << 31):
+        with pytest.raises(ValueError, match="position must be the position of a step"):
+            inspector.get_step(run.id, position)
+    for number in (-1, 1 << 63):
+        with pytest.raises(ValueError, match="event_id must be the id of an event"):
+            inspector.get_event(run.id, number)
 
 
 def test_a_run_in_hand_counts_as_what_it_was_asked_to_become(database_url: str) -> None:

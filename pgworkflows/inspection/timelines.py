@@ -166,6 +166,21 @@ class TimelineOperations(Inspection):
             raise not_found(key, None)
         return _timeline(rows[0], self._payloads)
 
+    def get_step(self, run_id: RunId, position: int) -> StepRecord | None:
+        """The step at a position, whole; None if the run has none there. Raises ValueError."""
+        if type(position) is not int or not 0 <= position < 1 << 31:
+            raise ValueError(f"position must be the position of a step, not {quoted(position)}")
+        found = self._fetch_json("get_step", {"run_id": str(run_key(run_id)), "position": position})
+        return step_from(found[0], self._payloads) if found else None
+
+    def get_event(self, run_id: RunId, event_id: int) -> MailboxEvent | None:
+        """An event that no wait has taken yet, by its id, whole; None if the run has no such event. Raises
+        ValueError."""
+        if type(event_id) is not int or not 0 <= event_id < 1 << 63:
+            raise ValueError(f"event_id must be the id of an event, not {quoted(event_id)}")
+        found = self._fetch_json("get_event", {"run_id": str(run_key(run_id)), "event_id": event_id})
+        return _event(found[0], self._payloads) if found else None
+
 
 def _timeline(found: Mapping[str, Any], payloads: Payloads) -> Timeline:
     now = moment(found["now"])
@@ -195,16 +210,7 @@ def _timeline(found: Mapping[str, Any], payloads: Payloads) -> Timeline:
         declared=declared,
         ahead=ahead,
         passed_over=passed_over,
-        events=[
-            MailboxEvent(
-                event["id"],
-                event["name"],
-                payloads.shown(event["data"]),
-                moment(event["received_at"]),
-                event["omitted_bytes"],
-            )
-            for event in found["events"] or ()
-        ],
+        events=[_event(event, payloads) for event in found["events"] or ()],
         now=now,
         worker=None if (held := found["worker"]) is None else Holder(held["hostname"], held["pid"], held["live"]),
     )
@@ -221,6 +227,11 @@ def _entry(row: dict[str, Any], run: WorkflowRun, now: datetime, payloads: Paylo
         taken_back=step.status is StepStatus.RETRYING and row["attempts"] == row["prior_attempts"],
         omitted_bytes=row["omitted_bytes"],
     )
+
+
+def _event(row: Mapping[str, Any], payloads: Payloads) -> MailboxEvent:
+    data, received_at = payloads.shown(row["data"]), moment(row["received_at"])
+    return MailboxEvent(row["id"], row["name"], data, received_at, row.get("omitted_bytes"))
 
 
 def _unreached(

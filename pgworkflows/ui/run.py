@@ -81,20 +81,19 @@ def send_payload(visit: Visit, run: WorkflowRun, what: Any) -> Response:
 
 def send_step_payload(visit: Visit, run: WorkflowRun, position: int, what: Any) -> Response:
     """The whole of a step's output or error."""
-    entries = visit.inspector.get_timeline(run.id, limit=1, after_position=position - 1).entries
-    if not entries or entries[0].step.position != position:
+    step = visit.inspector.get_step(run.id, position)
+    if step is None:
         raise NotFound(f"Run {run.id} has no step at position {position}.")
-    step = entries[0].step
     kind = what_came_of(step) if what == "output" else what
     return _as_json(visit.dashboard.redaction.shown(kind, getattr(step, what)))
 
 
 def send_event_payload(visit: Visit, run: WorkflowRun, number: int) -> Response:
     """The whole of what came with an event that no wait has taken yet."""
-    for event in visit.inspector.get_timeline(run.id, limit=1).events:
-        if event.id == number:
-            return _as_json(visit.dashboard.redaction.shown("event", event.data))
-    raise NotFound(f"Run {run.id} keeps no event {number}; perhaps a wait has taken it.")
+    event = visit.inspector.get_event(run.id, number)
+    if event is None:
+        raise NotFound(f"Run {run.id} keeps no event {number}; perhaps a wait has taken it.")
+    return _as_json(visit.dashboard.redaction.shown("event", event.data))
 
 
 def _as_json(value: Any) -> Response:
