@@ -24,8 +24,8 @@ demo: $(STAMP) ## run the sign-up example end to end (ARGS=--serve keeps it up f
 test: $(STAMP) ## run the test suite on an embedded PostgreSQL, or on PGWORKFLOWS_TEST_URL
 	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
-test-model: $(STAMP) ## check a thousand random histories against the model of statuses (half an hour)
-	@MODEL_EXAMPLES=$${MODEL_EXAMPLES:-1000} $(BIN)/python -m pytest tests/test_model.py --timeout 0 $(ARGS)
+test-model: $(STAMP) ## check a thousand random histories against the model of statuses, and more of the replay's (three quarters of an hour)
+	@MODEL_EXAMPLES=$${MODEL_EXAMPLES:-1000} $(BIN)/python -m pytest tests/test_model.py tests/test_replay_model.py --timeout 0 $(ARGS)
 
 test-sick: $(STAMP) ## run the tests that take longest: a server that panics, one that never answers (needs root)
 	@$(BIN)/python -m pytest -m sick $(ARGS)

@@ -256,7 +256,7 @@ def test_ten_levels_deep_works(engine: WorkflowEngine) -> None:
         assert engine.wait_for_run(run.id, timeout=30).output == 11
 
 
-def test_a_thousand_children_of_one_parent_work(engine: WorkflowEngine) -> None:
+def test_hundreds_of_children_of_one_parent_work(engine: WorkflowEngine) -> None:
     @workflow("small")
     def small(step: Step, input: int) -> Steps[int]:
         yield from ()
@@ -265,7 +265,7 @@ def test_a_thousand_children_of_one_parent_work(engine: WorkflowEngine) -> None:
     @workflow("large")
     def large(step: Step) -> Steps[int]:
         total = 0
-        for number in range(1000):
+        for number in range(300):
             total += yield from step.invoke_child_workflow(f"small-{number}", small, number)
         return total
 
@@ -273,7 +273,7 @@ def test_a_thousand_children_of_one_parent_work(engine: WorkflowEngine) -> None:
     engine.register_workflow(large)
     run = engine.start_workflow(large)
     with working(engine):
-        assert engine.wait_for_run(run.id, timeout=100).output == 499500
+        assert engine.wait_for_run(run.id, timeout=60).output == sum(range(300))
 
 
 # --- failures

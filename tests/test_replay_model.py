@@ -6,6 +6,7 @@ Time passes by taking it off every moment that is stored, in both.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timedelta
@@ -27,6 +28,7 @@ from pgworkflows.history import StepKind, StepStatus, StoredStep
 from pgworkflows.journal import Entry
 from pgworkflows.runner import Execution
 
+EXAMPLES = 3 * int(os.environ.get("MODEL_EXAMPLES", "25"))
 SLACK = timedelta(seconds=0.9)
 """How long an example may take: what is written one after the other compares by whole seconds."""
 
@@ -255,7 +257,7 @@ def test_the_model_does_what_the_sql_does(database_url: str, connection: psycopg
     compared: list[int] = []
 
     @settings(
-        max_examples=150, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
     )
     @given(trees(), deeds(least=10, most=30))
     def compare(tree: Block, deeds: list[Deed]) -> None:
@@ -279,4 +281,4 @@ def test_the_model_does_what_the_sql_does(database_url: str, connection: psycopg
             both.worker.connection.close()
 
     compare()
-    assert sum(compared) > 1000
+    assert sum(compared) > 7 * EXAMPLES
