@@ -189,6 +189,20 @@ def test_a_run_that_a_worker_has_given_back_waits_since_then(engine: WorkflowEng
     assert [each is not None and each < timedelta(minutes=1) for each in lags] == [True] * 3
 
 
+def test_more_runs_that_were_given_back_than_are_looked_up_hide_none_that_waits_longer(engine: WorkflowEngine) -> None:
+    runs = engine.start_workflows(fast, [None] * 1002)
+    waited(engine.conninfo, "2 hours", "true")
+    rows(engine.conninfo, "update pgworkflows.runs set updated_at = now() where id <> %s", runs[-1].id)
+    rows(
+        engine.conninfo,
+        "update pgworkflows.queue set ready_at = ready_at + interval '1 minute' where run_id = %s",
+        runs[-1].id,
+    )
+    for lag in (engine.health().queue_lag, engine.get_backlog()[0].lag, Inspector(engine).get_overview().queue_lag):
+        assert lag is not None
+        assert lag > timedelta(minutes=118)
+
+
 def test_runs_that_wait_for_a_worker_are_the_lag(engine: WorkflowEngine) -> None:
     engine.start_workflow(fast, delay="1 hour")
     assert engine.health(max_queue_lag=0).queue_lag == timedelta(0)

@@ -8,17 +8,17 @@ live as (
     select w.workflows, w.queues from pgworkflows.workers as w where w.heartbeat_at > clock_timestamp() - w.lease
 ),
 -- A run that a worker gave back keeps its place, and so the time since which it was ready once; it waits since it was given
--- back, which its row in runs tells. That is looked up of those that seem to wait longest.
-first as materialized (
-    select oldest.run_id, greatest(oldest.due, r.updated_at) as since
-    from (
-        select q.run_id, coalesce(q.wake_at, q.ready_at) as due
-        from pgworkflows.queue as q
-        where q.status = 'pending' and coalesce(q.wake_at, q.ready_at) <= clock_timestamp()
-        order by due
-        limit 1000
-    ) as oldest
-    join pgworkflows.runs as r on r.id = oldest.run_id
+-- back, which its row in runs tells. That is looked up of the thousand that seem to wait longest.
+oldest as materialized (
+    select q.run_id, coalesce(q.wake_at, q.ready_at) as due
+    from pgworkflows.queue as q
+    where q.status = 'pending' and coalesce(q.wake_at, q.ready_at) <= clock_timestamp()
+        and (
+            q.workflow_id = any (select wanted.workflow_id from wanted)
+            or not exists (select from wanted)
+        )
+    order by due
+    limit 1001
 )
 select
     (select count(*) from live),
@@ -32,14 +32,15 @@ select
         ), '{}')::text
         from wanted
     ),
-    (
-        select coalesce(extract(epoch from clock_timestamp() - min(coalesce(first.since, q.wake_at, q.ready_at))), 0)::float8
-        from pgworkflows.queue as q
-        left join first on first.run_id = q.run_id
-        where q.status = 'pending' and coalesce(q.wake_at, q.ready_at) <= clock_timestamp()
-            and (
-                q.workflow_id = any (select wanted.workflow_id from wanted)
-                or not exists (select from wanted)
-            )
-    ),
+    coalesce(
+        extract(epoch from clock_timestamp() - least(
+            (
+                select min(greatest(first.due, r.updated_at))
+                from (select o.run_id, o.due from oldest as o order by o.due limit 1000) as first
+                join pgworkflows.runs as r on r.id = first.run_id
+            ),
+            (select o.due from oldest as o order by o.due offset 1000)
+        )),
+        0
+    )::float8,
     pg_is_in_recovery() or current_setting('transaction_read_only')::boolean

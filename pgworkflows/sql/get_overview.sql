@@ -1,17 +1,13 @@
 -- Unfinished runs by status, how long the longest of the ready ones has been that, live workers, schedules whose tick has come
 -- and is not dealt with, and the time, as JSON. Locks nothing.
 -- A run that a worker gave back keeps its place, and so the time since which it was ready once; it waits since it was given
--- back, which its row in runs tells. That is looked up of those that seem to wait longest.
-with first as materialized (
-    select oldest.run_id, greatest(oldest.due, r.updated_at) as since
-    from (
-        select q.run_id, coalesce(q.wake_at, q.ready_at) as due
-        from pgworkflows.queue as q
-        where q.status = 'pending' and coalesce(q.wake_at, q.ready_at) <= clock_timestamp()
-        order by due
-        limit 1000
-    ) as oldest
-    join pgworkflows.runs as r on r.id = oldest.run_id
+-- back, which its row in runs tells. That is looked up of the thousand that seem to wait longest.
+with oldest as materialized (
+    select q.run_id, coalesce(q.wake_at, q.ready_at) as due
+    from pgworkflows.queue as q
+    where q.status = 'pending' and coalesce(q.wake_at, q.ready_at) <= clock_timestamp()
+    order by due
+    limit 1001
 )
 select json_build_object(
     'now', clock_timestamp(),
@@ -31,11 +27,16 @@ select json_build_object(
             group by each.status
         ) as s
     ),
-    'lag_s', (
-        select coalesce(extract(epoch from clock_timestamp() - min(coalesce(first.since, q.wake_at, q.ready_at))), 0)
-        from pgworkflows.queue as q
-        left join first on first.run_id = q.run_id
-        where q.status = 'pending' and coalesce(q.wake_at, q.ready_at) <= clock_timestamp()
+    'lag_s', coalesce(
+        extract(epoch from clock_timestamp() - least(
+            (
+                select min(greatest(first.due, r.updated_at))
+                from (select o.run_id, o.due from oldest as o order by o.due limit 1000) as first
+                join pgworkflows.runs as r on r.id = first.run_id
+            ),
+            (select o.due from oldest as o order by o.due offset 1000)
+        )),
+        0
     ),
     'live_workers', (
         select count(*) from pgworkflows.workers as w where w.heartbeat_at > clock_timestamp() - w.lease
