@@ -317,6 +317,9 @@ def test_a_run_with_more_steps_than_a_page_is_shown_whole(story: Story) -> None:
     try:
         assert sum(line.startswith("more-") for line in cli.says("show", story.parent)) == 1491
         assert len(cli.json("show", story.parent)["entries"]) == 1492
+        rows(story.url, "update pgworkflows.steps set run_id = %s where step_id like 'more-%%'", story.failed)
+        followed = cli("tail", story.failed)
+        assert (followed.exit_code, followed.stdout.count("  invoice  more-")) == (1, 1491)
     finally:
         rows(story.url, "delete from pgworkflows.steps where step_id like 'more-%%'")
 
@@ -612,7 +615,7 @@ def test_statuses_workflows_and_runs_are_completed(story: Story) -> None:
     assert str(story.failed) in completions(story.url, "show", "")
     assert completions(story.url, "show", str(story.failed)[:-1]) == [str(story.failed)]
     assert completions(story.url, "sched") == ["schedules"]
-    assert completions(story.url, "schedules", "pause", "n") == ["nightly"]
+    assert completions(story.url, "schedules", "pause", "") == ["nightly"]
 
 
 def test_a_name_that_a_shell_would_take_apart_is_not_completed(database_url: str) -> None:

@@ -239,6 +239,28 @@ def test_shells_get_a_script_that_completes(story: Story) -> None:
     assert done.stdout.splitlines() == ["plain", "onboard", "_"]
 
 
+def test_a_shell_that_has_the_script_completes_words_by_it(story: Story) -> None:
+    script = """
+    eval "$(_PGWORKFLOWS_COMPLETE=bash_source pgworkflows)"
+    for words in "runs --status fa" "start in" "show $FAILED"; do
+        COMP_WORDS=(pgworkflows $words) COMPREPLY=()
+        COMP_CWORD=$((${#COMP_WORDS[@]} - 1))
+        _pgworkflows_completion pgworkflows
+        echo "${COMPREPLY[@]}"
+    done
+    """
+    variables = {"FAILED": str(story.failed)[:-2], "PATH": f"{SCRIPT.parent}{os.pathsep}{os.environ['PATH']}"}
+    done = subprocess.run(
+        ["bash", "--norc", "-c", script],
+        env=environment(story.url, **variables),
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert (done.stdout.split(), done.stderr) == (["failed", "invoice", str(story.failed)], "")
+
+
 def test_the_dashboard_is_served_until_it_is_told_to_stop(story: Story) -> None:
     serving = subprocess.Popen(
         [*PROGRAM, "ui", "--port", "0"], env=environment(story.url), stderr=subprocess.PIPE, text=True

@@ -45,6 +45,11 @@ def _workflows(inspector: Inspector, incomplete: str) -> Iterable[CompletionItem
     return (CompletionItem(name) for name in declared if name.startswith(incomplete) and _PLAIN.fullmatch(name))
 
 
+def _scheduled(inspector: Inspector, incomplete: str) -> Iterable[CompletionItem]:
+    scheduled = {each.id for each in inspector.get_declared() if each.schedule is not None}
+    return (item for item in _workflows(inspector, incomplete) if item.value in scheduled)
+
+
 def _runs(inspector: Inspector, incomplete: str) -> Iterable[CompletionItem]:
     found = inspector.find_runs(text=incomplete if len(incomplete) > MEANT else None, limit=MOST).items
     return (
@@ -55,4 +60,5 @@ def _runs(inspector: Inspector, incomplete: str) -> Iterable[CompletionItem]:
 
 
 complete_workflows = _completing(_workflows)
+complete_scheduled = _completing(_scheduled)
 complete_runs = _completing(_runs)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import click
 
 from pgworkflows.cli.commands import current_client
-from pgworkflows.cli.completion import complete_workflows
+from pgworkflows.cli.completion import complete_scheduled
 from pgworkflows.cli.output import json_option, print_json, print_table, say
 from pgworkflows.cli.wording import age, moment
 from pgworkflows.schedules import Schedule
 
-_workflow_argument = click.argument("workflow_id", metavar="WORKFLOW", shell_complete=complete_workflows)
+_workflow_argument = click.argument("workflow_id", metavar="WORKFLOW", shell_complete=complete_scheduled)
 
 
 @click.group(invoke_without_command=True)
