@@ -1,11 +1,7 @@
-"""The dashboard where it is mounted, in a real browser: among a Django project's URLs, and by itself in a process."""
+"""What a dashboard owes to where it is mounted, in a real browser: users and sessions, and what stands before it."""
 
 from __future__ import annotations
 
-import re
-import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +15,7 @@ from django.test import override_settings
 from djangoing import set_up
 from exhibits import WORKFLOWS
 from flask import Flask, abort
+from mounts import serving_itself
 from playwright.sync_api import Page, expect
 
 from pgworkflows import RunStatus, WorkflowEngine
@@ -186,27 +183,14 @@ def test_forms_that_a_django_project_did_not_make_are_refused(chromium: Chromium
     assert engine().get_run(run).status is RunStatus.PENDING
 
 
-@pytest.mark.parametrize("acts", [False, True], ids=["which only shows", "which acts"])
-def test_the_dashboard_serves_itself_in_a_process(chromium: Chromium, database_url: str, acts: bool) -> None:
+def test_alone_it_only_shows_as_it_comes(chromium: Chromium, database_url: str) -> None:
     with WorkflowEngine(database_url, workflows=WORKFLOWS) as shop:
         shop.start(worker=False)
         run = shop.start_workflow("checkout", {"customer": "Ada"}).id
-        command = [sys.executable, "-m", "pgworkflows", "--url", database_url, "ui", "--port", "0"]
-        with subprocess.Popen(command + ["--actions"] * acts, stderr=subprocess.PIPE, text=True) as process:
-            try:
-                assert process.stderr is not None
-                found = re.search(r"http://[\w.:]+", process.stderr.readline())
-                assert found is not None
-                with chromium.visit(found[0]) as visitor:
-                    page = visitor.go(f"/runs/{run}")
-                    expect(page.get_by_role("heading", level=1)).to_have_text("checkout")
-                    if acts:
-                        page.get_by_role("button", name="Pause").click()
-                        expect(page.get_by_role("status")).to_contain_text("It is paused now")
-                    else:
-                        expect(page.get_by_label("Actions")).to_have_count(0)
-            finally:
-                process.send_signal(signal.SIGTERM)
-                process.communicate(timeout=20)
-        assert process.returncode == 0
-        assert shop.get_run(run).status == ("paused" if acts else "pending")
+        with serving_itself(database_url) as site, chromium.visit(site) as visitor:
+            page = visitor.go(f"/runs/{run}")
+            expect(page.get_by_role("heading", level=1)).to_have_text("checkout")
+            expect(page.get_by_label("Actions")).to_have_count(0)
+            with visitor.refused("403 of GET"):
+                visitor.go("/start")
+        assert shop.get_run(run).status is RunStatus.PENDING

@@ -129,6 +129,7 @@ def test_the_page_has_the_help_of_every_command_and_names_no_other_command_or_op
         (["schedules", "--json", "pause", "none"], Exit.USAGE, "--json comes after pause"),
         (["prune", "--older-than", "0 s"], Exit.USAGE, "older_than"),
         (["grant"], Exit.USAGE, "name a role"),
+        (["ui", "shop:engine"], Exit.USAGE, "--url is for commands without an engine"),
         (["grant", "--reader", "nobody_here"], Exit.DATABASE, "there is no role 'nobody_here'"),
         (["status", "--min-workers", "-1"], Exit.USAGE, "min_workers must not be negative"),
     ],

@@ -68,10 +68,7 @@ def worker(target: str, probe: str | None, processes: int | None, **options: Any
 
     With --processes a supervisor begins processes that die anew, and SIGHUP replaces all of them, one after the other.
     """
-    context = click.get_current_context().find_root()
-    for name in ("url", "schema"):
-        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
-            raise click.UsageError(f"--{name} is for commands without an engine: that of {target} has its own")
+    refuse_database_of(target)
 
     def make(**given: Any) -> Worker:
         from pgworkflows.cli.loading import load_engine
@@ -79,6 +76,14 @@ def worker(target: str, probe: str | None, processes: int | None, **options: Any
         return load_engine(target).worker(**given)
 
     work(make, probe=probe, processes=processes, **options_given(options))
+
+
+def refuse_database_of(target: str) -> None:
+    """Raise where the command line names a database besides an engine, which has its own."""
+    context = click.get_current_context().find_root()
+    for name in ("url", "schema"):
+        if context.get_parameter_source(name) == ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name} is for commands without an engine: that of {target} has its own")
 
 
 def work(make: Callable[..., Worker], *, probe: str | None, processes: int | None, **options: Any) -> None:
