@@ -20,7 +20,7 @@ from socketserver import ThreadingMixIn
 from typing import TYPE_CHECKING, Any, Self
 from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
-from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, ConsoleMessage, Dialog, Page, expect, sync_playwright
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import WSGIApplication
@@ -37,6 +37,9 @@ FLAGS = (
     "--disable-sync",
     "--no-first-run",
 )
+PATIENCE_MS = 20_000
+"""A machine with other work to do may take its time."""
+expect.set_options(timeout=PATIENCE_MS)
 SIZES = {"wide": (1280, 900), "narrow": (390, 844)}
 
 
@@ -54,7 +57,7 @@ class Visitor:
         self.site = site
         self._scripts = scripts
         self.complaints: list[str] = []
-        context.set_default_timeout(10_000)
+        context.set_default_timeout(PATIENCE_MS)
         context.on("console", self._hear)
         context.on("weberror", lambda failed: self.complaints.append(f"script: {failed.error}"))
         context.on("request", lambda request: self._mind(not self._is_of_the_site(request.url), f"asks {request.url}"))

@@ -184,6 +184,7 @@ def test_colours_are_chosen_and_kept(visitor: Visitor, shop: Shop) -> None:
     page = visitor.go("/runs?status=failed")
     light = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     page.get_by_role("button", name="Colours: auto").click()
+    expect(page.get_by_role("button", name="Colours: dark")).to_be_visible()
     assert page.url.endswith("/runs?status=failed")
     dark = page.evaluate("getComputedStyle(document.documentElement).backgroundColor")
     assert dark != light

@@ -133,7 +133,7 @@ def test_a_page_whose_visitors_session_has_ended_leads_to_the_log_in_and_back(ch
         page = visitor.go(f"{PREFIX}/runs?resource=a+customer")
         expect(page.get_by_role("button", name="Live: on")).to_be_visible()
         Session.objects.all().delete()
-        expect(page.get_by_label("Username")).to_be_visible(timeout=10_000)
+        expect(page.get_by_label("Username")).to_be_visible()
         assert page.get_by_role("link", name="Overview").count() == 0
         log_in(page, "eve")
         page.wait_for_url(f"**{PREFIX}/runs?resource=a+customer")
@@ -162,7 +162,7 @@ def test_a_page_that_its_visitor_may_look_at_no_longer_says_so(chromium: Chromiu
                 expect(page.get_by_role("button", name="Live: no answer")).to_be_visible()
                 expect(page.locator("tr[data-row]")).to_have_count(1)
                 away.clear()
-                expect(page.get_by_role("button", name="Live: on")).to_be_visible(timeout=30_000)
+                expect(page.get_by_role("button", name="Live: on")).to_be_visible()
             allowed.clear()
             with visitor.refused("403 of GET", "console:"):
                 expect(page.get_by_role("heading", name="Forbidden")).to_be_visible()

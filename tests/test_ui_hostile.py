@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Any
 from uuid import UUID, uuid4
@@ -9,7 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 from click.testing import CliRunner
 from test_ui import WORKFLOWS, an_hour_ago, nap, order, work
-from visiting import Browser
+from visiting import Browser, read
 from werkzeug.test import Client, create_environ, run_wsgi_app
 from werkzeug.wrappers import Request
 from working import rows
@@ -150,6 +151,53 @@ def test_numbers_and_names_that_no_database_holds_are_refused(engine: WorkflowEn
     token = token_of(browser)
     answer = browser.post("/theme", {"_token": token, "theme": "dark"}, headers={"Origin": "http://["})
     assert answer.status_code == 403
+
+
+def test_no_mount_and_no_path_leads_to_another_host(engine: WorkflowEngine) -> None:
+    dashboard = Dashboard(engine, actions=True)
+    for mount in (
+        "//evil.example",
+        "///evil.example/",
+        "/\\evil.example",
+        "/a\r\nSet-Cookie: b=c",
+        "javascript:alert(1)//",
+    ):
+        environ = {**create_environ("/runs"), "SCRIPT_NAME": mount}
+        body, line, headers = run_wsgi_app(dashboard, environ, buffered=True)
+        assert line == "200 OK", mount
+        page = read(b"".join(body).decode())
+        names = ("href", "src", "action", "hx-get")
+        addresses = {each.attributes[name] for each in page.walk() for name in names if name in each.attributes}
+        addresses.discard("#main")
+        assert addresses
+        for address in addresses:
+            assert re.fullmatch(r"/[^/\\].*", address), (mount, address)
+        assert not any("\r" in value or "\n" in value for _, value in headers)
+    for path in ("//runs", "///evil.example/runs", "//evil.example"):
+        page = read(Client(dashboard).get(path, base_url="http://dash.example/").text)
+        told = [each.attributes.get("hx-get", "/") for each in page.walk()]
+        assert not [address for address in told if address.startswith("//")], path
+
+
+def test_a_thousand_children_and_five_thousand_events_are_told_to_be_more(engine: WorkflowEngine) -> None:
+    parent = engine.start_workflow(guardian, delay="1 hour").id
+    children = [run.id for run in engine.start_workflows(nap, [None] * 1001, delay="1 hour")]
+    rows(
+        engine.conninfo,
+        "update pgworkflows.runs set parent_run_id = %s, parent_step_id = id::text where id = any (%s)",
+        parent,
+        children,
+    )
+    rows(
+        engine.conninfo,
+        "insert into pgworkflows.events (run_id, name, data) select %s, 'bell', '{}' from generate_series(1, 5000)",
+        parent,
+    )
+    page = Browser(Dashboard(engine)).see(f"/runs/{parent}")
+    text = " ".join(page.text.split())
+    assert "The first 1 000. All of them, the newest first" in text
+    assert "The oldest 1 000; there may be more." in text
+    assert f"/runs?parent={parent}" in [each.attributes["href"] for each in page.all("a")]
 
 
 # What is shown, and to whom -----------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from functools import cache
 from http import HTTPStatus
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, cast
-from urllib.parse import quote
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from werkzeug.exceptions import HTTPException, InternalServerError, NotFound, ServiceUnavailable
@@ -25,7 +24,7 @@ from pgworkflows.ui.headers import protect
 from pgworkflows.ui.redaction import Redact, Redaction
 from pgworkflows.ui.routes import MAP, ROUTES, Route
 from pgworkflows.ui.signing import Signer
-from pgworkflows.ui.visit import Visit, Visitor
+from pgworkflows.ui.visit import Visit, Visitor, mount_of
 
 if TYPE_CHECKING:
     from _typeshed.wsgi import StartResponse, WSGIApplication, WSGIEnvironment
@@ -97,8 +96,7 @@ class Dashboard:
     def _answered(self, request: Visitor) -> Response:
         try:
             # No redirect is ever made of a host name that a request brings along.
-            root = quote(request.root_path.rstrip("/"))
-            adapter = MAP.bind(request.host or "localhost", root or "/", path_info=request.path)
+            adapter = MAP.bind(request.host or "localhost", mount_of(request) or "/", path_info=request.path)
         except HTTPException:
             return protect(Response("This dashboard does not answer to that host name.\n", 400))
         visit = Visit(self, request, adapter)

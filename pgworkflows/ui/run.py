@@ -20,6 +20,8 @@ from pgworkflows.ui.visit import Visit
 from pgworkflows.ui.wording import SHOWN
 
 ENTRIES = 200
+MOST_BESIDE = 1000
+"""So many children and events a timeline has."""
 UNENDED = frozenset({StepStatus.WAITING, StepStatus.RETRYING})
 
 
@@ -41,6 +43,7 @@ def show_run(visit: Visit, run: WorkflowRun) -> Response:
         after=position,
         what_came_of=what_came_of,
         remark_on=remark_on,
+        most=MOST_BESIDE,
         relatives=_relatives(visit, timeline),
     )
 

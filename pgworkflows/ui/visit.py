@@ -164,13 +164,13 @@ class Visit:
     @property
     def root(self) -> str:
         """Where the dashboard is mounted, as a URL has it."""
-        return quote(self.request.root_path.rstrip("/"))
+        return mount_of(self.request)
 
     @property
     def here(self) -> str:
         """This page's path and query, below the mount."""
         query = self.request.query_string.decode("latin-1")
-        return self.request.path + (f"?{query}" if query else "")
+        return f"/{self.request.path.lstrip('/')}" + (f"?{query}" if query else "")
 
     def back(self, fallback: str) -> str:
         """Where the form says that it was, if that is a page of ours."""
@@ -248,6 +248,12 @@ class Visit:
             return None
         bare: dict[str, Any] = {"type": "", "message": "", "traceback": None, "step_id": None}
         return {**bare, **(cast("dict[str, Any]", hidden) if isinstance(hidden, dict) else {"message": str(hidden)})}
+
+
+def mount_of(request: Request) -> str:
+    """Where the dashboard is mounted, as a URL has it. Behind one slash: after two a browser takes a host's name."""
+    path = request.root_path.strip("/")
+    return f"/{quote(path)}" if path else ""
 
 
 def _site(origin: str) -> str | None:
