@@ -444,6 +444,15 @@ def test_a_fast_forward_completes_the_wait_with_what_it_is_given(told: Story) ->
     assert cli.json("show", told.waiting)["run"]["output"]["confirmed"] == "by hand"
 
 
+def test_a_run_in_no_wait_that_can_be_completed_is_not_said_to_have_been_forwarded(told: Story) -> None:
+    cli = Cli(told.url)
+    assert cli.says("fast-forward", told.parent, told.failed) == [
+        f"run {told.parent} is waiting: it was not fast-forwarded",
+        f"run {told.failed} is failed: it was not fast-forwarded",
+    ]
+    assert cli.says("fast-forward", "--since", "1 hour", "--yes") == ["2 runs fast-forwarded, 1 left as they were"]
+
+
 def test_one_refusal_does_not_keep_the_other_runs_from_being_changed(told: Story) -> None:
     cli = Cli(told.url)
     done = cli("cancel", told.failed, told.waiting, told.orphan)

@@ -510,18 +510,19 @@ def shell(tmp_path: Path, database_url: str) -> Shell:
 def test_the_worker_of_a_shell_works_and_ends_gracefully(shell: Shell, database_url: str) -> None:
     with WorkflowEngine(database_url) as engine:
         run = engine.start_workflow(workflow_ref("which"))
-        with shell.start("worker", "--threads", "2", "--queue", "default", "--lease", "10s") as process:
+        options = ("--threads", "2", "--queue", "default", "--queues", "quick, slow", "--lease", "10s")
+        with shell.start("worker", *options) as process:
             try:
                 assert engine.wait_for_run(run.id, timeout=20).output == "site_of_mine"
                 assert rows(
                     database_url, "select queues, lease::text from pgworkflows.workers where pid = %s", process.pid
-                ) == [(["default"], "00:00:10")]
+                ) == [(["default", "quick", "slow"], "00:00:10")]
                 process.send_signal(signal.SIGTERM)
                 said = process.communicate(timeout=20)[1]
             finally:
                 process.kill()
     assert process.returncode == 0, said
-    assert re.search(r"INFO pgworkflows: worker \S+ takes runs of 1 workflows, in queues default\n", said)
+    assert re.search(r"INFO pgworkflows: worker \S+ takes runs of 1 workflows, in queues default, quick, slow\n", said)
 
 
 def test_the_words_of_the_commands_are_completed(shell: Shell, database_url: str) -> None:

@@ -257,7 +257,11 @@ def test_the_model_does_what_the_sql_does(database_url: str, connection: psycopg
     compared: list[int] = []
 
     @settings(
-        max_examples=EXAMPLES, deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+        max_examples=EXAMPLES,
+        deadline=None,
+        derandomize=True,
+        database=None,
+        suppress_health_check=[HealthCheck.too_slow],
     )
     @given(trees(), deeds(least=10, most=30))
     def compare(tree: Block, deeds: list[Deed]) -> None:

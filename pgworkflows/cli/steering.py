@@ -37,11 +37,13 @@ AT_ONCE = 500
 
 @dataclass(frozen=True)
 class Operation:
-    """What a command does to runs: the method of a client, what has been done then, and to which runs it can be."""
+    """What a command does to runs: the method of a client, what has been done then, and to which runs it can be. A run
+    in one of the statuses `untouched` afterwards was left as it was."""
 
     method: str
     done: str
     statuses: frozenset[RunStatus]
+    untouched: frozenset[RunStatus] = frozenset()
 
 
 @click.command()
@@ -125,7 +127,8 @@ def fast_forward(data: Any, **options: Any) -> None:
     A run that waits for a child, or that somebody has paused, is left as it is. Give the ids of runs, or filters.
     """
     waiting = frozenset({RunStatus.WAITING, RunStatus.PAUSED})
-    _steer(Operation("fast_forward_workflow", "fast-forwarded", waiting), data=data, **options)
+    untouched = frozenset(RunStatus) - {RunStatus.PENDING}
+    _steer(Operation("fast_forward_workflow", "fast-forwarded", waiting, untouched), data=data, **options)
 
 
 def _steer(
@@ -139,7 +142,7 @@ def _steer(
     if run_ids:
         if wanted.keys() - {"resource_id"}:
             raise click.UsageError("give the ids of runs, or filters, not both (but --resource)")
-        failures = _steer_named(client, change, run_ids, as_json=as_json)
+        failures = _steer_named(operation, client, change, run_ids, as_json=as_json)
     else:
         failures = _steer_found(operation, change, Inspector(client), wanted, yes=yes, as_json=as_json)
     if failures:
@@ -155,13 +158,17 @@ class _Tally:
     as_json: bool
     done: int = 0
     gone: int = 0
+    untouched: int = 0
     failures: list[Failure] = field(default_factory=list[Failure])
 
     def change(self, change: Change, run_id: UUID) -> None:
         """Change one more. Raises DatabaseFailed."""
         try:
-            _changed(change, run_id, as_json=self.as_json)
-            self.done += 1
+            run = _changed(change, run_id, as_json=self.as_json)
+            if run.status in self.operation.untouched:
+                self.untouched += 1
+            else:
+                self.done += 1
         except DatabaseFailed:
             raise
         except Failure as failure:
@@ -174,12 +181,14 @@ class _Tally:
     @property
     def said(self) -> str:
         """That in words."""
-        others = ((self.gone, "had moved on"), (len(self.failures), "refused"))
+        others = ((self.untouched, "left as they were"), (self.gone, "had moved on"), (len(self.failures), "refused"))
         told = [f"{number:,} {what}" for number, what in others if number]
         return ", ".join([f"{counted(self.done)} {self.operation.done}", *told])
 
 
-def _steer_named(client: WorkflowClient, change: Change, run_ids: Sequence[str], *, as_json: bool) -> list[Failure]:
+def _steer_named(
+    operation: Operation, client: WorkflowClient, change: Change, run_ids: Sequence[str], *, as_json: bool
+) -> list[Failure]:
     """Do it to runs by their ids, saying of each what came of it; what was refused."""
     failures: list[Failure] = []
     for run_id in run_ids:
@@ -192,7 +201,8 @@ def _steer_named(client: WorkflowClient, change: Change, run_ids: Sequence[str],
             failures.append(failure)
         else:
             if not as_json:
-                say(f"run {run.id} is {run.status}")
+                untouched = run.status in operation.untouched
+                say(f"run {run.id} is {run.status}" + (f": it was not {operation.done}" if untouched else ""))
     return failures
 
 

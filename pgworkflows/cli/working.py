@@ -32,6 +32,7 @@ PATIENCE = timedelta(seconds=15)
 
 _OPTIONS = (
     click.option("--queue", "queues", multiple=True, metavar="QUEUE", help="A queue to serve; may be given again."),
+    click.option("--queues", "queue_list", metavar="QUEUE,…", help="The same, several with commas between them."),
     click.option("--threads", type=int, metavar="N", help="How many step functions are called at once."),
     click.option("--max-runs", type=int, metavar="N", help="How many runs are in hand at once."),
     click.option(
@@ -54,8 +55,12 @@ def options_of_a_worker(command: F) -> F:
 
 
 def options_given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Those that the command line has, by name."""
-    return {name: value for name, value in options.items() if value not in (None, ())}
+    """Those that the command line has, by name, as Worker takes them."""
+    found = {name: value for name, value in options.items() if value not in (None, ())}
+    listed = found.pop("queue_list", None)
+    if listed is not None:
+        found["queues"] = (*found.get("queues", ()), *(name.strip() for name in listed.split(",")))
+    return found
 
 
 @click.command()
