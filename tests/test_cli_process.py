@@ -156,6 +156,20 @@ def test_a_question_is_answered_at_the_terminal(databases: Databases, migrated_t
         assert value(url, "select status from pgworkflows.runs where id = %s", story.waiting) == "cancelled"
 
 
+def test_who_sits_before_a_terminal_is_asked_before_runs_are_deleted(
+    databases: Databases, migrated_template: str
+) -> None:
+    with databases.fresh(migrated_template) as url:
+        story = Story(url)
+        for answer, said, left in (("n\n", "Aborted!", 1), ("y\n", "1 run deleted", 0)):
+            terminal = Terminal(url, "prune", "--older-than", "1 microsecond")
+            terminal.shows("up to 1 run would be deleted, for good. Go on? [y/N]:")
+            terminal.type(answer)
+            assert said in terminal.rest()
+            assert value(url, "select count(*) from pgworkflows.runs where id = %s", story.failed) == left
+        assert "0 runs deleted" in shown(story, "prune", "--older-than", "1 microsecond")
+
+
 # Pipes --------------------------------------------------------------------------------------------------------------
 
 

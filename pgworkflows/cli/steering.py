@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from pgworkflows.cli.commands import current_client
 from pgworkflows.cli.completion import complete_runs
 from pgworkflows.cli.exits import EXPECTED, DatabaseFailed, Exit, Failure, failure_of
-from pgworkflows.cli.listing import print_runs
+from pgworkflows.cli.listing import EXAMPLES, counted, print_runs
 from pgworkflows.cli.options import given, read_json, run_argument, with_filters, with_options
 from pgworkflows.cli.output import console, json_option, print_json, say
 from pgworkflows.cli.timelines import run_named
@@ -29,8 +29,6 @@ from pgworkflows.runs import CANCELLABLE, PAUSABLE, RESUMABLE, RETRYABLE, RunSta
 
 Change: TypeAlias = Callable[[str | UUID], WorkflowRun]
 
-EXAMPLES = 10
-"""How many of the runs that would be changed are shown."""
 AT_ONCE = 500
 """How many of them are read at once."""
 
@@ -275,8 +273,3 @@ def _bar(done: str, total: int, *, hidden: bool) -> Progress:
     found = console(stderr=True)
     columns = (TextColumn(done), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     return Progress(*columns, console=found, transient=True, disable=hidden or not found.is_terminal or total < 2)
-
-
-def counted(runs: int) -> str:
-    """A number of runs in words."""
-    return f"{runs:,} {'run' if runs == 1 else 'runs'}"

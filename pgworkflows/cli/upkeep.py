@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import sys
+from contextlib import nullcontext
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import click
 
 from pgworkflows.cli.commands import current_client
+from pgworkflows.cli.listing import EXAMPLES, counted, print_runs
 from pgworkflows.cli.options import DURATION, run_argument
-from pgworkflows.cli.output import json_option, print_json, say
+from pgworkflows.cli.output import console, json_option, print_json, say
 from pgworkflows.cli.timelines import run_named
+from pgworkflows.inspection import Inspector
 from pgworkflows.migrate import plan
+from pgworkflows.runs import RunStatus
 
 
 @click.command()
@@ -32,17 +38,39 @@ def migrate(only_plan: bool, as_json: bool) -> None:
 @click.command()
 @click.option("--older-than", type=DURATION, help="How long ago they ended. Default: the declared retention.")
 @click.option("--workflow", "workflow_id", metavar="ID", help="Those of one workflow.")
+@click.option("--yes", "-y", is_flag=True, help="Do not ask. Nobody is asked but who sits before a terminal.")
 @json_option
-def prune(older_than: timedelta | None, workflow_id: str | None, as_json: bool) -> None:
+def prune(older_than: timedelta | None, workflow_id: str | None, yes: bool, as_json: bool) -> None:
     """Delete finished runs.
 
-    Without --older-than, those that ended longer ago than the retention that their workflow declares.
+    Without --older-than, those that ended longer ago than the retention that their workflow declares, and nobody is
+    asked.
     """
-    deleted = current_client().prune(older_than=older_than, workflow_id=workflow_id)
+    client = current_client()
+    if older_than is not None and not yes and sys.stdin is not None and sys.stdin.isatty():
+        _ask_whether_to_delete(Inspector(client), older_than, workflow_id)
+    progress = console(stderr=True)
+    with progress.status("deleting …") if progress.is_terminal else nullcontext():
+        deleted = client.prune(older_than=older_than, workflow_id=workflow_id)
     if as_json:
         print_json({"deleted": deleted})
     else:
         say(f"{deleted} {'run' if deleted == 1 else 'runs'} deleted")
+
+
+def _ask_whether_to_delete(inspector: Inspector, older_than: timedelta, workflow_id: str | None) -> None:
+    """Show what may be old enough. Raises Abort."""
+    # When runs have ended is in no index: those are counted that were started early enough.
+    filters: dict[str, Any] = {
+        "statuses": [status for status in RunStatus if status.finished],
+        "started_before": datetime.now(UTC) - older_than,
+        **({} if workflow_id is None else {"workflow_id": workflow_id}),
+    }
+    count = inspector.count_runs(**filters)
+    if count.runs:
+        print_runs(inspector.find_runs(**filters, limit=EXAMPLES).items, stderr=True)
+        number = f"{counted(count.runs)} or more" if count.at_least else f"up to {counted(count.runs)}"
+        click.confirm(f"{number} would be deleted, for good. Go on?", abort=True, err=True)
 
 
 @click.command()
