@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from naming import named
 from pydantic import BaseModel, Field, TypeAdapter
 
-from pgworkflows.ui.forms import ABSENT, FormMaker, Kind
-from pgworkflows.ui.forms import Field as FormField
+from pgworkflows.ui.fields import ABSENT, Kind
+from pgworkflows.ui.fields import Field as FormField
+from pgworkflows.ui.forms import FormMaker
 from pgworkflows.ui.typed import place, remove_item, value_of
 
 

@@ -19,7 +19,8 @@ from pgworkflows import Inspector, Step, Steps, WorkflowClient, WorkflowEngine, 
 from pgworkflows.cli.exits import Exit
 from pgworkflows.cli.program import program
 from pgworkflows.ui import Dashboard
-from pgworkflows.ui.forms import ABSENT, FormMaker
+from pgworkflows.ui.fields import ABSENT
+from pgworkflows.ui.forms import FormMaker
 from pgworkflows.ui.serving import serve
 from pgworkflows.ui.typed import value_of
 

@@ -7,17 +7,13 @@ recursion, values that do not fit) is typed as JSON.
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
-from enum import StrEnum
 from typing import Any, TypeAlias, cast
-from urllib.parse import quote
 
+from pgworkflows.ui.fields import ABSENT, Field, Kind, Schema, text_of, with_room
 from pgworkflows.ui.wording import pretty
 
-Schema: TypeAlias = Mapping[str, Any]
 Form: TypeAlias = Mapping[str, str]
 
 MAX_DEPTH = 8
@@ -25,71 +21,6 @@ MAX_ITEMS = 200
 MAX_FIELDS = 2000
 NO_SCHEMA = (TypeError, ValueError, AttributeError, LookupError, RecursionError)
 """What comes of reading as a schema what is none."""
-ABSENT: Any = object()
-"""No value: a field that was left empty, where its object may do without it."""
-
-
-class Kind(StrEnum):
-    """How a value is typed."""
-
-    GROUP = "group"
-    LIST = "list"
-    TEXT = "text"
-    LONG_TEXT = "long_text"
-    INTEGER = "integer"
-    NUMBER = "number"
-    CHOICE = "choice"
-    DATE = "date"
-    TIME = "time"
-    MOMENT = "moment"
-    JSON = "json"
-
-
-@dataclass
-class Field:
-    """One field, or a group or list of them, with what stands in it."""
-
-    path: tuple[str | int, ...]
-    label: str
-    kind: Kind
-    required: bool
-    nullable: bool = False
-    description: str = ""
-    hint: str = ""
-    text: str = ""
-    choices: Sequence[tuple[str, str]] = ()
-    fields: list[Field] = field(default_factory=list["Field"])
-    errors: list[str] = field(default_factory=list[str])
-    present: bool = True
-    item: Schema = field(default_factory=dict[str, Any], repr=False)
-
-    @property
-    def name(self) -> str:
-        return name_of(self.path)
-
-    @property
-    def anchor(self) -> str:
-        """The name as an id of the page's has it, without blanks."""
-        return quote(self.name, safe="/")
-
-    @property
-    def optional(self) -> bool:
-        """Whether there may be no value, or null."""
-        return not self.required or self.nullable
-
-    @property
-    def has_calendar(self) -> bool:
-        """Whether a browser's calendar can show what stands in it."""
-        return self.kind is Kind.DATE and (not self.text or _DAY.fullmatch(self.text) is not None)
-
-    def walk(self) -> list[Field]:
-        """This field and all below it."""
-        return [self, *(inner for each in self.fields for inner in each.walk())]
-
-
-def name_of(path: Sequence[str | int]) -> str:
-    """A path as JSON Pointer writes it."""
-    return "".join("/" + str(part).replace("~", "~0").replace("/", "~1") for part in path)
 
 
 class FormMaker:
@@ -153,11 +84,11 @@ class FormMaker:
                     for number, item in enumerate(items)
                 ]
             case _:
-                text = _text(made, value)
+                text = text_of(made, value)
                 if text is None:
                     return self._as_json(made, value)
                 made.text = text
-        return _with_room(made)
+        return with_room(made)
 
     def _as_json(self, made: Field, value: Any) -> Field:
         """A value that does not fit its field, to be seen and changed all the same."""
@@ -187,7 +118,7 @@ class FormMaker:
             ]
         else:
             made.text = form.get(f"json:{name}" if made.kind is Kind.JSON else f"f:{name}", "").replace("\r\n", "\n")
-        return _with_room(made)
+        return with_room(made)
 
     # What a schema asks for -----------------------------------------------------------------------------------------
 
@@ -256,7 +187,6 @@ class FormMaker:
 
 
 _TEXTS = {"date": Kind.DATE, "time": Kind.TIME, "date-time": Kind.MOMENT}
-_DAY = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 
 
 def _is_decimal(schema: Schema) -> bool:
@@ -278,13 +208,6 @@ def _is_or_lacks(value: Any, kind: type) -> bool:
 
 def _long(schema: Schema) -> Kind:
     return Kind.LONG_TEXT if schema.get("format") == "multi-line" or schema.get("maxLength", 0) > 300 else Kind.TEXT
-
-
-def _with_room(made: Field) -> Field:
-    """A field in which text of several lines keeps them."""
-    if made.kind is Kind.TEXT and "\n" in made.text:
-        made.kind = Kind.LONG_TEXT
-    return made
 
 
 def _choice(value: object) -> str:
@@ -326,29 +249,3 @@ def _needs(schema: Schema, key: str) -> bool:
 def _count(form: Form, name: str) -> int:
     text = form.get(f"count:{name}", "0")
     return min(int(text), MAX_ITEMS) if text.isdecimal() and len(text) < 6 else 0
-
-
-def _text(made: Field, value: Any) -> str | None:
-    """What stands in a field for a value; None if it cannot."""
-    match made.kind:
-        case _ if value is ABSENT:
-            return ""
-        case Kind.JSON:
-            return pretty(value)
-        case Kind.CHOICE if json.dumps(value) in {each for each, _ in made.choices}:
-            return json.dumps(value)
-        case _ if value is None:
-            return ""
-        case Kind.INTEGER:
-            return str(value) if isinstance(value, int) and not isinstance(value, bool) else None
-        case Kind.NUMBER:
-            return json.dumps(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-        case Kind.TEXT | Kind.LONG_TEXT:
-            # Browsers send every kind of line end as the same one.
-            return value if isinstance(value, str) and "\r" not in value else None
-        case Kind.DATE:
-            return value if isinstance(value, str) and _DAY.fullmatch(value) else None
-        case Kind.TIME | Kind.MOMENT:
-            return value if isinstance(value, str) and value == value.strip() != "" else None
-        case _:
-            return None

@@ -15,7 +15,8 @@ from pgworkflows.engine import WorkflowEngine
 from pgworkflows.errors import InvalidInputError
 from pgworkflows.limits import checked_identifier
 from pgworkflows.runs import WorkflowRun
-from pgworkflows.ui.forms import ABSENT, Field, FormMaker, Kind, Schema
+from pgworkflows.ui.fields import ABSENT, Field, Kind, Schema
+from pgworkflows.ui.forms import FormMaker
 from pgworkflows.ui.redaction import holds_mask, still_hidden
 from pgworkflows.ui.steering import IN_THE_WAY, REFUSALS, refused
 from pgworkflows.ui.typed import place, remove_item, value_of
