@@ -86,6 +86,10 @@ def test_no_page_is_wider_than_a_telephone(chromium: Chromium, shop: Shop) -> No
             page = visitor.go(path)
             visitor.keep(f"{shop.mount}-{name}-narrow")
             wide[name] = page.evaluate(OUTSIDE)
+            for each in page.locator("details.act summary").all():
+                each.click()
+                wide[f"{name}, acting"] = page.evaluate(OUTSIDE)
+                each.click()
         assert {name: those for name, those in wide.items() if those} == {}
 
 

@@ -668,6 +668,18 @@ def test_runs_that_were_ticked_are_steered_together(engine: WorkflowEngine, brow
     assert [engine.get_run(run).status for run in runs] == ["paused", "paused", "pending", "cancelled"]
 
 
+def test_a_list_offers_what_can_be_done_to_its_runs(browser: Browser) -> None:
+    for query, actions in {
+        "": ["pause", "resume", "cancel", "retry", "fast_forward"],
+        "?status=failed": ["retry"],
+        "?status=failed&status=paused": ["resume", "cancel", "retry", "fast_forward"],
+        "?status=completed": [],
+    }.items():
+        page = browser.see(f"/runs{query}")
+        offered = [[each.attributes["value"] for each in menu.all("option")] for menu in page.all("select")]
+        assert offered == ([actions] * 2 if actions else []), query
+
+
 def test_all_runs_that_match_are_counted_and_then_steered(engine: WorkflowEngine, browser: Browser) -> None:
     engine.start_workflows(order, [{"customer": "a"}] * 60, resource_id="x", delay="1 hour")
     engine.start_workflow(order, {"customer": "b"}, resource_id="y", delay="1 hour")

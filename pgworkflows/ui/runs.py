@@ -97,7 +97,7 @@ def show_runs(visit: Visit) -> Response:
         newer=newer,
         statuses=[*RunStatus],
         workflows=sorted({each.id for each in visit.inspector.get_declared()}),
-        actions={name: RUN_ACTIONS[name] for name in MANY} if visit.dashboard.actions else {},
+        actions={name: RUN_ACTIONS[name] for name in MANY if visit.dashboard.actions and _allowed(filters, name)},
     )
 
 
