@@ -140,16 +140,17 @@ def _send(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> 
 
 
 def _entry_text(entry: Entry) -> str:
-    """An entry as JSON. Most are checkpoints, and most others are ends, which are spelled here: a flush spends a third of
-    its time in Python on making dicts and writing them."""
+    """An entry as JSON. Most are checkpoints, and most others are ends, which are spelled here: a flush spends a third
+    of its time in Python on making dicts and writing them."""
     if entry.action == "checkpoint":
         return (
             f'{{"run_id":"{entry.run_id}","claim_id":{entry.claim_id},"action":"checkpoint","signal":{entry.signal}}}'
         )
     if entry.action == "complete" and entry.output is not None and entry.parent_run_id is None:
+        last = "null" if entry.step_id is None else _quoted(entry.step_id)
         return (
             f'{{"run_id":"{entry.run_id}","claim_id":{entry.claim_id},"action":"complete","signal":{entry.signal},'
-            f'"step_id":{"null" if entry.step_id is None else _quoted(entry.step_id)},"output":{_quoted(entry.output)}}}'
+            f'"step_id":{last},"output":{_quoted(entry.output)}}}'
         )
     row: dict[str, Any] = {
         "run_id": entry.run_id,

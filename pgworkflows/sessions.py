@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 from psycopg import Cursor, IsolationLevel
+
+PLANS_LAST_S = 5.0
+PLANS_SERVE = 20
+"""How long, and for how many statements, a session's plans are kept at least."""
 
 _BEGIN = "begin isolation level read committed"
 # As a session's are, for one transaction. What a session keeps would reach whoever is given it next.
@@ -30,6 +35,8 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
 
     pooled = False
     _settings: tuple[str, str | None] = ("0", None)
+    _served = 0
+    _planned_at = 0.0
 
     def is_pooled(self, *, lock_timeout_ms: int, statement_timeout: str | None) -> None:
         """From now on, every transaction brings its settings. None leaves the server's."""
@@ -41,6 +48,7 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
     def run(self, sql: str, params: Any, *, prepare: bool | None = None) -> Cursor[tuple[Any, ...]]:
         """One statement in a transaction of its own, in one trip."""
         if not self.pooled:
+            self._let_no_plan_grow_old()
             return self.execute(sql.encode(), params, prepare=prepare)
         try:
             with self.pipeline():
@@ -55,6 +63,14 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
                     raise error.__context__ from None
             raise
         return cursor
+
+    def _let_no_plan_grow_old(self) -> None:
+        """PostgreSQL keeps a plan until somebody has counted the rows that came since. One that was made beside an
+        empty queue would read all of a backlog again and again; made anew, it knows how large the tables are now."""
+        self._served += 1
+        if self._served > PLANS_SERVE and time.monotonic() - self._planned_at > PLANS_LAST_S:
+            self._served, self._planned_at = 0, time.monotonic()
+            self.execute(b"discard plans")
 
     def _rolled_back(self) -> bool:
         """Whether it can be used again. When the session ends under a pipeline the driver hears why, and does not read

@@ -5,4 +5,4 @@ from pgworkflows.contrib.django.operations import Apply
 
 class Migration(migrations.Migration):
     dependencies = [("pgworkflows", "0009_plans")]
-    operations = [Apply("0010_claims")]
+    operations = [Apply("0010_lookups")]

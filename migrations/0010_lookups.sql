@@ -1,7 +1,9 @@
 -- oldest code: 7
--- A claim finds the rows it has claimed by their ids. Beside empty tables, where all plans cost the same, it looked for
--- them through the whole queue: a worker that was there before its backlog read all of it in each claim. "offset 0"
--- keeps the planner from turning the look round.
+-- Whatever is looked up by an id or a key is looked up by an index, also in sessions whose plans were made beside empty
+-- tables: there all plans cost the same, and stay until somebody has counted the rows that came since.
+
+-- A claim found the rows it has claimed through the whole queue: a worker that was there before its backlog read all of it
+-- in each claim. "offset 0" keeps the planner from turning the look round.
 create or replace function pgworkflows.claim(
     worker_id uuid,
     queues text[],
@@ -184,3 +186,75 @@ begin
     return answer;
 end
 $function$;
+
+-- A retry looked for the step that had failed through all steps.
+create or replace function pgworkflows.take_back_failures(run_ids uuid[]) returns void
+language plpgsql volatile
+set search_path = pg_catalog, pg_temp
+as $function$
+#variable_conflict use_column
+declare
+    failure record;
+begin
+    -- runs.error names the step whose failure left the handler. It is done again unless a step was completed after it:
+    -- what the handler caught, and what it went on from, is history.
+    for failure in
+        select s.run_id, s.step_id, s.kind
+        from pgworkflows.runs as r
+        cross join lateral (
+            select s.run_id, s.step_id, s.kind, s.status, s.position
+            from pgworkflows.steps as s
+            where s.run_id = r.id and s.step_id = r.error ->> 'step_id'
+            offset 0
+        ) as s
+        where r.id = any (take_back_failures.run_ids)
+            and s.status = 'failed'
+            and not exists (
+                select from pgworkflows.steps as later
+                where later.run_id = s.run_id and later.status = 'completed' and later.position > s.position
+            )
+    loop
+        if failure.kind in ('run', 'poll') then
+            update pgworkflows.steps as s
+            set status = 'retrying', prior_attempts = s.attempts, completed_at = null, wake_at = null, deadline_at = null
+            where s.run_id = failure.run_id and s.step_id = failure.step_id;
+        else
+            delete from pgworkflows.steps as s where s.run_id = failure.run_id and s.step_id = failure.step_id;
+        end if;
+    end loop;
+end
+$function$;
+
+-- What clients and schedules do read whole tables, until autovacuum had looked at them.
+alter function pgworkflows.lock_run set enable_seqscan = off;
+alter function pgworkflows.lock_run set jit = off;
+alter function pgworkflows.lock_parent set enable_seqscan = off;
+alter function pgworkflows.lock_parent set jit = off;
+alter function pgworkflows.is_hidden set enable_seqscan = off;
+alter function pgworkflows.is_hidden set jit = off;
+alter function pgworkflows.make_ready set enable_seqscan = off;
+alter function pgworkflows.make_ready set jit = off;
+alter function pgworkflows.last_step set enable_seqscan = off;
+alter function pgworkflows.last_step set jit = off;
+alter function pgworkflows.end_waits set enable_seqscan = off;
+alter function pgworkflows.end_waits set jit = off;
+alter function pgworkflows.take_back_failures set enable_seqscan = off;
+alter function pgworkflows.take_back_failures set jit = off;
+alter function pgworkflows.cancel_family set enable_seqscan = off;
+alter function pgworkflows.cancel_family set jit = off;
+alter function pgworkflows.try_start_workflow set enable_seqscan = off;
+alter function pgworkflows.try_start_workflow set jit = off;
+alter function pgworkflows.try_trigger_event set enable_seqscan = off;
+alter function pgworkflows.try_trigger_event set jit = off;
+alter function pgworkflows.try_pause_workflow set enable_seqscan = off;
+alter function pgworkflows.try_pause_workflow set jit = off;
+alter function pgworkflows.try_resume_workflow set enable_seqscan = off;
+alter function pgworkflows.try_resume_workflow set jit = off;
+alter function pgworkflows.try_cancel_workflow set enable_seqscan = off;
+alter function pgworkflows.try_cancel_workflow set jit = off;
+alter function pgworkflows.try_retry_workflow set enable_seqscan = off;
+alter function pgworkflows.try_retry_workflow set jit = off;
+alter function pgworkflows.try_fast_forward_workflow set enable_seqscan = off;
+alter function pgworkflows.try_fast_forward_workflow set jit = off;
+alter function pgworkflows.fire_schedule set enable_seqscan = off;
+alter function pgworkflows.fire_schedule set jit = off;
