@@ -201,6 +201,7 @@ def test_a_client_that_began_beside_empty_tables_finds_each_of_many_runs_by_its_
 def steer(client: WorkflowClient, conn: psycopg.Connection[tuple[Any, ...]], number: int, most: int) -> None:
     """All that clients do to a run, in a session of their own."""
     reader, key = Reader(conn), f"key-{number}"
+    run = client.start_workflow("many", idempotency_key=key, connection=conn)
     for _ in range(2):
         with reader.at_most(most, "a start"):
             run = client.start_workflow("many", idempotency_key=key, connection=conn)
