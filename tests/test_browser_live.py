@@ -92,3 +92,39 @@ def test_a_refresh_copies_no_style_from_what_it_replaces(chromium: Chromium, sho
         with page.expect_response(lambda answer: answer.url.endswith("/runs")):
             page.evaluate("htmx.trigger(document.getElementById('live'), 'live')")
         expect(page.locator("#live[style]")).to_have_count(0)
+
+
+def test_a_refresh_leaves_the_focus_where_it_is(chromium: Chromium, shop: Shop) -> None:
+    with shop.visit(chromium) as visitor:
+        page = visitor.go(f"/runs/{shop.runs.parent}")
+        child = page.locator("a.id")
+        expect(child).to_have_count(2)  # at its step, and among the children
+        for focused in (
+            page.get_by_role("button", name="Pause"),
+            page.locator("details.act summary").nth(1),
+            page.locator("details.payload summary").nth(1),
+            page.get_by_role("region", name="Timeline"),
+            child.nth(1),
+        ):
+            focused.focus()
+            with page.expect_response(lambda answer: answer.url.endswith(f"/runs/{shop.runs.parent}")):
+                page.evaluate("document.getElementById('live').dataset.before = 'this'")
+            expect(page.locator("#live[data-before]")).to_have_count(0)
+            expect(focused).to_be_focused()
+
+
+def test_an_actions_form_is_left_by_escape_and_by_opening_another(chromium: Chromium, shop: Shop) -> None:
+    with shop.visit(chromium) as visitor:
+        page = visitor.go(f"/runs/{shop.runs.waiting}")
+        opening, other = (page.locator("details.act summary").filter(has_text=text) for text in ("Send", "Cancel"))
+        opening.focus()
+        page.keyboard.press("Enter")
+        page.keyboard.press("Tab")
+        expect(page.get_by_role("textbox", name="Event")).to_be_focused()
+        page.keyboard.press("Escape")
+        expect(page.get_by_role("textbox", name="Event")).to_be_hidden()
+        expect(opening).to_be_focused()
+        opening.click()
+        other.click()
+        expect(page.get_by_role("textbox", name="Event")).to_be_hidden()
+        expect(page.get_by_role("button", name="Cancel this run")).to_be_visible()

@@ -62,15 +62,29 @@ function toggleLive() {
   showSwitch();
 }
 
+const FOCUSABLE = "#live a, #live button, #live summary, #live [tabindex]";
+
+// What tells an element from others, also in the page that takes this one's place: several links may lead to one run.
+function nameOf(element) {
+  const key = element.matches("summary") ? element.parentElement.dataset.key : undefined;
+  return [element.tagName, element.getAttribute("href"), key ?? element.getAttribute("aria-label") ?? element.textContent.trim()].join(" ");
+}
+
+function namesakes(name) {
+  return [...document.querySelectorAll(FOCUSABLE)].filter((each) => nameOf(each) === name);
+}
+
 // What a refresh must not change: which details are open, where the focus is, which row is meant, how far one has scrolled.
 let kept = null;
 
 function keep() {
   const active = document.activeElement;
+  const name = active !== null && active.matches(FOCUSABLE) ? nameOf(active) : null;
   kept = {
     open: new Map([...document.querySelectorAll("#live details[data-key]")].map((each) => [each.dataset.key, each.open])),
     row: rows().findIndex((row) => row.classList.contains("meant")),
-    focus: byId("live")?.contains(active) ? (active.getAttribute("href") ?? active.getAttribute("aria-label")) : null,
+    name,
+    number: name === null ? -1 : namesakes(name).indexOf(active),
     left: [...document.querySelectorAll("#live .scroll")].map((each) => each.scrollLeft),
   };
 }
@@ -82,10 +96,9 @@ function restore() {
   }
   document.querySelectorAll("#live .scroll").forEach((each, at) => { each.scrollLeft = kept.left[at] ?? 0; });
   if (kept.row >= 0) rows()[kept.row]?.classList.add("meant");
-  if (kept.focus !== null) {
-    [...document.querySelectorAll("#live a, #live [aria-label]")]
-      .find((each) => (each.getAttribute("href") ?? each.getAttribute("aria-label")) === kept.focus)
-      ?.focus({ preventScroll: true });
+  if (kept.name !== null) {
+    const found = namesakes(kept.name);
+    (found[kept.number] ?? found[0])?.focus({ preventScroll: true });
   }
 }
 
@@ -123,9 +136,20 @@ const KEYS = {
 };
 const PLACES = { o: "a.brand", r: "header nav a[href$='/runs']", s: "header nav a[href$='/schedules']" };
 
+// Out of a form that has opened over the page, back to what opened it; or out of a field.
+function leave(place, typing) {
+  const opened = place.closest("details.act[open]");
+  if (opened !== null) {
+    opened.open = false;
+    opened.querySelector("summary").focus();
+  } else if (typing) {
+    place.blur();
+  }
+}
+
 document.addEventListener("keydown", (event) => {
   const typing = event.target.matches("input:not([type=checkbox]), textarea, select, [contenteditable]");
-  if (event.key === "Escape" && typing) event.target.blur();
+  if (event.key === "Escape") leave(event.target, typing);
   if (typing || event.ctrlKey || event.metaKey || event.altKey) return;
   const place = Date.now() - going < 1500 ? PLACES[event.key] : undefined;
   going = 0;
