@@ -25,6 +25,7 @@ from pgworkflows import ConfigurationError, WorkflowClient, WorkflowEngine, Work
 from pgworkflows.cli.commands import COMMANDS
 from pgworkflows.cli.exits import Exit
 from pgworkflows.cli.program import program
+from pgworkflows.inspection import Count, Inspector
 from pgworkflows.testing import check_replay
 
 
@@ -478,6 +479,17 @@ def test_filters_choose_runs_and_whoever_asks_is_asked(told: Story) -> None:
     assert cli.says("cancel", "--workflow", "sign-up", input="y\n") == ["0 runs cancelled"]
     assert cli.says("retry", "--resource", "ada", "--yes") == ["1 run retried"]
     assert status_of(told, told.waiting) == "pending"
+
+
+def test_whoever_asks_is_asked_also_where_a_count_comes_to_none_of_the_runs(
+    told: Story, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They may stand behind more others than a count looks at."""
+    monkeypatch.setattr(Inspector, "count_runs", lambda *_, **__: Count(0, at_least=True))
+    asked = Cli(told.url)("cancel", "--workflow", "sign-up", input="n\n")
+    assert (asked.exit_code, asked.stdout) == (Exit.REFUSED, "")
+    assert "at least 2 runs would be cancelled. Go on?" in asked.stderr
+    assert status_of(told, told.waiting) == "waiting"
 
 
 def test_a_run_that_has_moved_on_meanwhile_is_no_failure(told: Story) -> None:

@@ -190,6 +190,21 @@ def test_a_reader_that_has_seen_enough_is_no_error(story: Story) -> None:
         assert done.stderr == ""
 
 
+def test_without_standard_input_nothing_is_changed_unasked_and_nothing_is_read(story: Story) -> None:
+    for words, status, said in (
+        ("cancel --workflow sign-up", 1, "Aborted!"),
+        ("start greet --input -", 2, "standard input is closed"),
+    ):
+        command = f"{sys.executable} -m pgworkflows {words} <&-"
+        done = subprocess.run(
+            ["sh", "-c", command], env=environment(story.url), capture_output=True, text=True, timeout=60, check=False
+        )
+        assert (done.returncode, done.stdout) == (status, "")
+        assert said in done.stderr
+        assert "Traceback" not in done.stderr
+    assert value(story.url, "select status from pgworkflows.runs where id = %s", story.waiting) == "waiting"
+
+
 @pytest.mark.parametrize("words", ["runs", "runs --json", "top", "tail {run}"])
 def test_a_full_disk_is_told_in_a_line(story: Story, words: str) -> None:
     command = [*PROGRAM, *words.format(run=story.failed).split()]

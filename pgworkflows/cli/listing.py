@@ -26,9 +26,6 @@ from pgworkflows.history import StepStatus
 from pgworkflows.inspection import Entry, Inspector, Timeline
 from pgworkflows.runs import WorkflowRun
 
-EXAMPLES = 10
-"""How many runs are shown of many that would be changed."""
-
 
 @click.command()
 @with_filters
@@ -70,11 +67,6 @@ def print_runs(items: Sequence[WorkflowRun], *, stderr: bool = False) -> None:
     ]
     head = ("RUN", "WORKFLOW", "STATUS", "STEP", "AGE", *(["ERROR"] if failed else []))
     print_table(head, rows, cut=("WORKFLOW", "STEP", "ERROR"), empty="no runs", stderr=stderr)
-
-
-def counted(runs: int) -> str:
-    """A number of runs in words."""
-    return f"{runs:,} {'run' if runs == 1 else 'runs'}"
 
 
 @click.command()

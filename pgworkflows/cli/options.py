@@ -48,6 +48,8 @@ def read_json(_ctx: click.Context, _param: click.Parameter, word: str | None) ->
         return None
     text, where = word, "this"
     try:
+        if word == "-" and sys.stdin is None:
+            raise click.BadParameter("standard input is closed")
         if word == "-":
             text, where = sys.stdin.read(), "standard input"
         elif word.startswith("@"):

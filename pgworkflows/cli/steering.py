@@ -6,7 +6,7 @@ that is refused does not keep the others from being changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeAlias
@@ -15,10 +15,10 @@ from uuid import UUID
 import click
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from pgworkflows.cli.asking import ask_about, counted, found_by
 from pgworkflows.cli.commands import current_client
 from pgworkflows.cli.completion import complete_runs
 from pgworkflows.cli.exits import EXPECTED, DatabaseFailed, Exit, Failure, failure_of
-from pgworkflows.cli.listing import EXAMPLES, counted, print_runs
 from pgworkflows.cli.options import given, read_json, run_argument, with_filters, with_options
 from pgworkflows.cli.output import console, json_option, print_json, say
 from pgworkflows.cli.timelines import run_named
@@ -28,9 +28,6 @@ from pgworkflows.inspection import Inspector
 from pgworkflows.runs import CANCELLABLE, PAUSABLE, RESUMABLE, RETRYABLE, RunStatus, WorkflowRun
 
 Change: TypeAlias = Callable[[str | UUID], WorkflowRun]
-
-AT_ONCE = 500
-"""How many of them are read at once."""
 
 
 @dataclass(frozen=True)
@@ -211,17 +208,15 @@ def _steer_found(
     if not filters:
         raise click.UsageError("which runs? Give their ids, or filters such as --workflow and --status")
     filters["statuses"] = _possible(operation, filters.get("statuses"))
+    if not yes:
+        ask_about(inspector, filters, operation.done)
     count = inspector.count_runs(**filters)
-    if not yes and count.runs:
-        print_runs(inspector.find_runs(**filters, limit=EXAMPLES).items, stderr=True)
-        number = f"{'at least ' if count.at_least else ''}{counted(count.runs)}"
-        click.confirm(f"{number} would be {operation.done}. Go on?", abort=True, err=True)
     tally = _Tally(operation, as_json)
     try:
         with _bar(operation.done, count.runs, hidden=as_json) as bar:
             task = bar.add_task("", total=None if count.at_least else count.runs)
-            for run_id in _found(inspector, filters):
-                tally.change(change, run_id)
+            for run in found_by(inspector, filters):
+                tally.change(change, run.id)
                 bar.advance(task)
     finally:  # also where the database was lost, or whoever waits has had enough
         if not as_json:
@@ -254,18 +249,6 @@ def _possible(operation: Operation, statuses: Sequence[str] | None) -> list[str]
     if not found:
         raise click.UsageError(f"only {', '.join(possible)} runs can be {operation.done}")
     return found
-
-
-def _found(inspector: Inspector, filters: dict[str, Any]) -> Iterator[UUID]:
-    """The ids of all runs that fit, from the newest back: no run comes twice, also if it is started or changed
-    meanwhile."""
-    cursor = None
-    while True:
-        page = inspector.find_runs(**filters, limit=AT_ONCE, cursor=cursor)
-        yield from (run.id for run in page.items)
-        cursor = page.next_cursor
-        if cursor is None:
-            return
 
 
 def _bar(done: str, total: int, *, hidden: bool) -> Progress:

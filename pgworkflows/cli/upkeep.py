@@ -9,8 +9,8 @@ from typing import Any
 
 import click
 
+from pgworkflows.cli.asking import ask_about
 from pgworkflows.cli.commands import current_client
-from pgworkflows.cli.listing import EXAMPLES, counted, print_runs
 from pgworkflows.cli.options import DURATION, run_argument
 from pgworkflows.cli.output import console, json_option, print_json, say
 from pgworkflows.cli.timelines import run_named
@@ -66,11 +66,7 @@ def _ask_whether_to_delete(inspector: Inspector, older_than: timedelta, workflow
         "started_before": datetime.now(UTC) - older_than,
         **({} if workflow_id is None else {"workflow_id": workflow_id}),
     }
-    count = inspector.count_runs(**filters)
-    if count.runs:
-        print_runs(inspector.find_runs(**filters, limit=EXAMPLES).items, stderr=True)
-        number = f"{counted(count.runs)} or more" if count.at_least else f"up to {counted(count.runs)}"
-        click.confirm(f"{number} would be deleted, for good. Go on?", abort=True, err=True)
+    ask_about(inspector, filters, "deleted, for good", at_most=True)
 
 
 @click.command()
