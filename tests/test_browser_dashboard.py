@@ -111,7 +111,7 @@ def test_what_is_hostile_is_shown_as_it_stands(chromium: Chromium, shop: Shop) -
         expect(page.locator("tr[data-row]")).to_have_count(1)
         page = visitor.go(f"/runs/{shop.runs.hostile}")
         page.locator("details.payload summary").filter(has_text="input").click()
-        page.get_by_role("link", name="The whole").click()
+        page.locator("details.payload").get_by_role("link", name="The whole").click()
         assert json.loads(page.locator("body").inner_text())["long"] == HOSTILE[0:40] * 26_000
 
 

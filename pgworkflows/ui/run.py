@@ -71,7 +71,7 @@ def remark_on(entry: Entry, run: WorkflowRun) -> str:
     match step.kind:
         case StepKind.DELAY | StepKind.WAIT_UNTIL if ended < step.wake_at:
             return "fast-forwarded"
-        case StepKind.WAIT_FOR if ended >= step.wake_at and step.output is None:
+        case StepKind.WAIT_FOR if ended >= step.wake_at and step.output is None and not entry.omitted_bytes:
             return "timed out"
         case _:
             return ""
