@@ -15,7 +15,7 @@ from pgworkflows.testing.server import SETTINGS
 from pgworkflows.ui import Dashboard
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-MAX_BYTES = 150_000
+MAX_BYTES = 200_000
 SHOP: list[Workflow[Any, Any]] = [checkout, import_prices, nightly_report, restock, shelve]
 ORDER = {"customer": "Ada", "lines": [{"article": "tea", "count": 2}], "gift": True}
 
@@ -29,7 +29,7 @@ with made as (
         case when status = 'completed' then json '{"payment": {"cents": 4200}}' end,
         case when status = 'failed' then json '{"type": "ConnectionError", "message": "the bank does not answer",
             "traceback": null}' end,
-        'customer ' || n %% 40, at, at + interval '20 ms', at + took, at + took, null
+        'customer ' || n %% 40, at, at + took * 0.05, at + took, at + took, null
     from (
         select n, now() - (3600 - n * 3600 / 900) * interval '1 second' - interval '1 minute' * random() as at,
             (array['checkout', 'checkout', 'shelve', 'import-prices'])[1 + n %% 4] as workflow_id,
@@ -75,7 +75,7 @@ def draw(chromium: Chromium, site: str, engine: WorkflowEngine) -> None:
         engine.start_workflow(each, {"article": "tea"} if each is shelve else None)
     order = engine.start_workflow(checkout, ORDER, resource_id="customer 7").id
     engine.worker().run_until_idle("20s")
-    for name, path, height in (("overview", "/", 960), ("runs", "/runs", 460), ("run-dark", f"/runs/{order}", 640)):
+    for name, path, height in (("overview", "/", 1110), ("runs", "/runs", 460), ("run-dark", f"/runs/{order}", 640)):
         with chromium.visit(site, dark=name.endswith("-dark")) as visitor:
             visitor.page.set_viewport_size({"width": 1100, "height": height})
             page = visitor.go(path)

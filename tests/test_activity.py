@@ -16,14 +16,14 @@ from pgworkflows.inspection import StepActivity, WorkflowActivity, activity
 FILL = """
 with given as (
     select gen_random_uuid() as chance, now() - g.ago_s * interval '1 second' as at, g.*
-    from json_to_recordset(%s) as g (workflow_id text, step_id text, ago_s float, took_s float, status text)
+    from json_to_recordset(%s) as g (workflow_id text, step_id text, ago_s float, took_s float, status text, waited_s float)
 ), run as (
-    insert into pgworkflows.runs (id, workflow_id, status, created_at, updated_at, completed_at, output, error)
+    insert into pgworkflows.runs (id, workflow_id, status, created_at, started_at, updated_at, completed_at, output, error)
     select
         (overlay(
             lpad(to_hex(floor(extract(epoch from at) * 4096000)::bigint), 15, '0') placing '7' from 13 for 0
         ) || right(chance::text, 17))::uuid,
-        workflow_id, status, at, at, at + took_s * interval '1 second',
+        workflow_id, status, at, at + waited_s * interval '1 second', at, at + took_s * interval '1 second',
         case when status = 'completed' then json '1' end,
         case when status = 'failed' then json '{"type": "OSError", "message": "full"}' end
     from given
@@ -44,6 +44,7 @@ class Ended:
     ago_s: float
     took_s: float = 0
     status: str = "completed"
+    waited_s: float | None = None
 
 
 @pytest.fixture
@@ -83,6 +84,32 @@ def test_runs_and_steps_are_counted_and_timed(inspector: Inspector) -> None:
     day = inspector.get_overview().last_day
     assert (day.started, day.completed, day.failed, day.cancelled, day.bounded) == (7, 6, 1, 0, False)
     assert day.failure_rate == 1 / 7
+
+
+def test_each_bucket_tells_how_long_runs_waited_and_steps_took(inspector: Inspector) -> None:
+    fill(
+        inspector,
+        *(Ended("bill", "send", ago_s=600, took_s=took_s, waited_s=took_s / 2) for took_s in (1, 2, 3)),
+        Ended("ship", "pack", ago_s=2700, took_s=1200, waited_s=1000),
+    )
+    found = inspector.get_activity("1 hour", buckets=4).buckets
+    assert [each.queue_lag for each in found] == [None, None, timedelta(seconds=1000), timedelta(seconds=1.45)]
+    took = [(each.step_median, each.step_p95) for each in found]
+    assert took[:2] == [(None, None)] * 2
+    assert took[2] == (timedelta(seconds=1200), timedelta(seconds=1200))
+    assert took[3] == (timedelta(seconds=2), timedelta(seconds=2.9))
+
+
+def test_a_run_that_was_to_begin_later_waits_from_then_on(inspector: Inspector) -> None:
+    fill(inspector, Ended("bill", "send", ago_s=600, took_s=500, waited_s=400))
+    for scheduled_s, waited in ((390, timedelta(seconds=10)), (450, None)):  # begun then; tried again then
+        rows(
+            inspector.client.conninfo,
+            "update pgworkflows.runs set scheduled_at = created_at + %s * interval '1 second'",
+            scheduled_s,
+        )
+        [bucket] = inspector.get_activity("1 hour", buckets=1).buckets
+        assert bucket.queue_lag == waited
 
 
 def test_the_newest_runs_are_looked_at_and_how_far_is_told(

@@ -188,7 +188,7 @@ def test_runs_are_found_by_filters_and_turned_over(visitor: Visitor, shop: Shop)
 def test_plots_are_drawn_and_their_numbers_can_be_read(chromium: Chromium, shop: Shop) -> None:
     with shop.visit(chromium) as visitor:
         page = visitor.go("/")
-        expect(page.locator("figure canvas")).to_have_count(2)
+        expect(page.locator("figure canvas")).to_have_count(4)
         page.get_by_text("The numbers", exact=True).click()
         expect(page.locator("table.numbers-table tbody tr").first).to_be_visible()
         drawn = page.locator("figure canvas").first

@@ -198,6 +198,9 @@ def test_the_numbers_of_the_plots_are_also_a_table_and_json(engine: WorkflowEngi
     numbers = json.loads(browser.open("/activity.json?window=15+minutes").text)
     assert (sum(numbers["started"]), sum(numbers["failed"]), sum(numbers["completed"])) == (1, 1, 0)
     assert [rate for rate in numbers["failure_rate"] if rate is not None] == [100]
+    for name in ("queue_lag", "step_median", "step_p95"):
+        [took_s] = [value for value in numbers[name] if value is not None]
+        assert 0 <= took_s < 60
     [table] = [each for each in browser.see("/").all("table") if "numbers-table" in each.attributes["class"]]
     assert [sum(int(row[column]) for row in cells(table)[1:]) for column in (1, 2, 3, 4)] == [1, 0, 1, 0]
     assert browser.open("/activity.json?window=1+century").status_code == 400

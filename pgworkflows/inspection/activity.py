@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
@@ -27,13 +27,20 @@ STARTED_EARLIER = 7
 
 @dataclass(frozen=True)
 class Bucket:
-    """What happened within `Activity.width` from a time on: how many runs were started, and how many ended, and how."""
+    """What happened within `Activity.width` from a time on: how many runs were started, and how many ended, and how.
+
+    `queue_lag` is what 95 % of the runs that were begun then had been ready for at most; `step_median` and `step_p95` are
+    what half of the steps that ended then, and 95 % of them, took at most. None where there were none.
+    """
 
     at: datetime
     started: int
     completed: int
     failed: int
     cancelled: int
+    queue_lag: timedelta | None = None
+    step_median: timedelta | None = None
+    step_p95: timedelta | None = None
 
 
 @dataclass(frozen=True)
@@ -176,11 +183,7 @@ def _activity(found: Mapping[str, Any], since: datetime, until: datetime, width:
         until=until,
         width=width,
         bounded=reached > since,
-        buckets=[
-            bucket
-            for bucket in _without_gaps(found["buckets"] or (), since, until, width)
-            if bucket.at + width > reached
-        ],
+        buckets=[bucket for bucket in _buckets(found, since, until, width) if bucket.at + width > reached],
         workflows=[
             WorkflowActivity(row["workflow_id"], row["runs"], row["failures"], *_times(row))
             for row in found["workflows"] or ()
@@ -193,15 +196,24 @@ def _activity(found: Mapping[str, Any], since: datetime, until: datetime, width:
     )
 
 
-def _without_gaps(
-    counts: Iterable[tuple[str, str, int]], since: datetime, until: datetime, width: timedelta
-) -> list[Bucket]:
-    """Each bucket of the window, by what there was in some: when, what, and of how many runs."""
+def _buckets(found: Mapping[str, Any], since: datetime, until: datetime, width: timedelta) -> list[Bucket]:
+    """Each bucket of the window, without gaps."""
+
+    def number(at: str) -> int:
+        return round((moment(at) - since) / width)
+
     runs = Counter[tuple[int, str]]()
-    for at, what, number in counts:
-        runs[round((moment(at) - since) / width), what] += number
+    for at, what, count in found["buckets"] or ():
+        runs[number(at), what] += count
+    lags = {number(at): seconds(p95_s) for at, p95_s in found["lags"] or ()}
+    times = {number(at): (seconds(median_s), seconds(p95_s)) for at, median_s, p95_s in found["step_times"] or ()}
     return [
-        Bucket(since + at * width, *(runs[at, what] for what in ("started", "completed", "failed", "cancelled")))
+        Bucket(
+            since + at * width,
+            *(runs[at, what] for what in ("started", "completed", "failed", "cancelled")),
+            lags.get(at),
+            *times.get(at, (None, None)),
+        )
         for at in range(-(-(until - since) // width))
     ]
 

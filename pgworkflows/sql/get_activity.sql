@@ -4,7 +4,12 @@
 -- Locks nothing.
 with looked as materialized (
     -- As plain text in the order of bytes: a domain's checks and a language's order cost more than all else here.
-    select r.workflow_id::text collate "C" as workflow_id, r.status::text as status, r.created_at, r.completed_at
+    select r.workflow_id::text collate "C" as workflow_id, r.status::text as status, r.created_at, r.completed_at, r.started_at,
+        -- Of a run that is retried, scheduled_at tells of that, and not of when it might have begun.
+        extract(epoch from case
+            when r.scheduled_at is null then r.started_at - r.created_at
+            when r.scheduled_at <= r.started_at then r.started_at - r.scheduled_at
+        end)::double precision as lag_s
     from pgworkflows.runs as r
     where r.id >= %(first)s::uuid
         and (%(workflow_id)s::text is null or r.workflow_id = any (array[%(workflow_id)s::text]))
@@ -46,6 +51,28 @@ select json_build_object(
             where looked.completed_at between %(since)s::timestamptz and %(until)s::timestamptz
             group by 1, 2
         ) as b
+    ),
+    'lags', (
+        select json_agg(json_build_array(l.at, l.p95_s))
+        from (
+            select date_bin(%(width)s::interval, looked.started_at, %(since)s::timestamptz) as at,
+                percentile_cont(0.95) within group (order by looked.lag_s) as p95_s
+            from looked
+            where looked.started_at between %(since)s::timestamptz and %(until)s::timestamptz
+            group by 1
+        ) as l
+    ),
+    'step_times', (
+        select json_agg(json_build_array(t.at, t.median_s, t.p95_s))
+        from (
+            select date_bin(%(width)s::interval, newest.completed_at, %(since)s::timestamptz) as at,
+                percentile_cont(0.5) within group (order by newest.took_s) as median_s,
+                percentile_cont(0.95) within group (order by newest.took_s) as p95_s
+            from newest
+            where newest.completed_at <= %(until)s::timestamptz
+                and (%(workflow_id)s::text is null or newest.workflow_id = %(workflow_id)s::text)
+            group by 1
+        ) as t
     ),
     'workflows', (
         select json_agg(w order by w.workflow_id)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 
 from werkzeug.exceptions import BadRequest
 from werkzeug.wrappers import Response
@@ -37,7 +38,7 @@ def send_activity(visit: Visit) -> Response:
 
 
 def _columns(activity: Activity) -> dict[str, list[float | None]]:
-    """By series, as plots want it; a failure rate is in per cent, None where nothing ended."""
+    """By series, as plots want it: a failure rate in per cent, times in seconds, None where there was nothing."""
     buckets = activity.buckets
     return {
         "at": [each.at.timestamp() for each in buckets],
@@ -49,7 +50,14 @@ def _columns(activity: Activity) -> dict[str, list[float | None]]:
             100 * each.failed / (each.completed + each.failed) if each.completed + each.failed else None
             for each in buckets
         ],
+        "queue_lag": [_seconds(each.queue_lag) for each in buckets],
+        "step_median": [_seconds(each.step_median) for each in buckets],
+        "step_p95": [_seconds(each.step_p95) for each in buckets],
     }
+
+
+def _seconds(span: timedelta | None) -> float | None:
+    return None if span is None else span.total_seconds()
 
 
 def _activity(visit: Visit) -> Activity:

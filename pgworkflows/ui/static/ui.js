@@ -182,12 +182,12 @@ function plot(place, numbers) {
   const options = {
     width: width(), height: 150, tzDate: (s) => uPlot.tzDate(new Date(s * 1000), "UTC"),
     legend: { live: true }, cursor: { y: false, drag: { x: false } },
-    scales: { y: { range: (_, low, high) => [0, Math.max(high, 1) * 1.05] } },
+    scales: { y: { range: (_, low, high) => [0, Math.max(high, Number(place.dataset.least)) * 1.05] } },
     axes: [{ ...axis, values: (_, splits) => splits.map(at) }, { ...axis, size: 46 }],
     series: [{ value: "{YYYY}-{MM}-{DD} {HH}:{mm}:{ss}" }, ...names.map((name) => ({
-      label: name.replace("_", " "), stroke: colour(`--${name}`), width: 1.5,
-      points: { show: names.length === 1, size: 4 },
-      value: (_, value) => (value === null || value === undefined ? "–" : String(Math.round(value * 100) / 100)),
+      label: name.replace("_", " ").replace("p95", "95 %"), stroke: colour(`--${name}`), width: 1.5,
+      points: { show: !names.includes("started"), size: 4 },
+      value: (_, value) => (value === null || value === undefined ? "–" : String(Math.round(value * 1000) / 1000)),
     }))],
   };
   const drawn = new uPlot(options, [numbers.at, ...names.map((name) => numbers[name])], place);
