@@ -16,9 +16,13 @@ from pgworkflows.inspection import StepActivity, WorkflowActivity, activity
 FILL = """
 with given as (
     select gen_random_uuid() as chance, now() - g.ago_s * interval '1 second' as at, g.*
-    from json_to_recordset(%s) as g (workflow_id text, step_id text, ago_s float, took_s float, status text, waited_s float)
+    from json_to_recordset(%s) as g (
+        workflow_id text, step_id text, ago_s float, took_s float, status text, waited_s float
+    )
 ), run as (
-    insert into pgworkflows.runs (id, workflow_id, status, created_at, started_at, updated_at, completed_at, output, error)
+    insert into pgworkflows.runs (
+        id, workflow_id, status, created_at, started_at, updated_at, completed_at, output, error
+    )
     select
         (overlay(
             lpad(to_hex(floor(extract(epoch from at) * 4096000)::bigint), 15, '0') placing '7' from 13 for 0

@@ -29,8 +29,8 @@ STARTED_EARLIER = 7
 class Bucket:
     """What happened within `Activity.width` from a time on: how many runs were started, and how many ended, and how.
 
-    `queue_lag` is what 95 % of the runs that were begun then had been ready for at most; `step_median` and `step_p95` are
-    what half of the steps that ended then, and 95 % of them, took at most. None where there were none.
+    `queue_lag` is what 95 % of the runs that were begun then had been ready for at most; `step_median` and `step_p95`
+    are what half of the steps that ended then, and 95 % of them, took at most. None where there were none.
     """
 
     at: datetime
