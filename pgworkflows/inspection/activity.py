@@ -210,7 +210,10 @@ def _buckets(found: Mapping[str, Any], since: datetime, until: datetime, width: 
     return [
         Bucket(
             since + at * width,
-            *(runs[at, what] for what in ("started", "completed", "failed", "cancelled")),
+            runs[at, "started"],
+            runs[at, "completed"],
+            runs[at, "failed"],
+            runs[at, "cancelled"],
             lags.get(at),
             *times.get(at, (None, None)),
         )
