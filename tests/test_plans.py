@@ -183,7 +183,7 @@ def nothing_dead(url: str) -> bool:
     with psycopg.connect(url, autocommit=True) as conn:
         conn.execute("vacuum pgworkflows.queue, pgworkflows.runs, pgworkflows.steps, pgworkflows.events")
     [(dead,)] = rows(url, "select sum(n_dead_tup)::int from pg_stat_user_tables where schemaname = 'pgworkflows'")
-    return dead == 0
+    return bool(dead == 0)
 
 
 def fill_in_backlog(url: str) -> None:
