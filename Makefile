@@ -22,7 +22,7 @@ demo: $(STAMP) ## run the sign-up example end to end (ARGS=--serve keeps it up f
 	@$(BIN)/python -m examples.signup $(ARGS)
 
 test: $(STAMP) ## run the test suite on an embedded PostgreSQL, or on PGWORKFLOWS_TEST_URL
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest --numprocesses 3 --dist loadfile $(ARGS)
 
 test-model: $(STAMP) ## check a thousand random histories against the model of statuses, and more of the replay's (three quarters of an hour)
 	@MODEL_EXAMPLES=$${MODEL_EXAMPLES:-1000} $(BIN)/python -m pytest tests/test_model.py tests/test_replay_model.py --timeout 0 $(ARGS)
@@ -30,7 +30,7 @@ test-model: $(STAMP) ## check a thousand random histories against the model of s
 test-sick: $(STAMP) ## run the tests that take longest: a server that panics, one that never answers (needs root)
 	@$(BIN)/python -m pytest -m sick $(ARGS)
 
-test-chaos: $(STAMP) ## a short storm, and broken engines that it has to notice (a minute and a half; the long form: make chaos)
+test-chaos: $(STAMP) ## a short storm, broken engines that it has to notice, interrupted demos (two minutes; the long form: make chaos)
 	@$(BIN)/python -m pytest -m chaos $(ARGS)
 
 test-browser: $(STAMP) ## look at pages in a real Chromium (Debian's package chromium); screenshots/ has what they looked like

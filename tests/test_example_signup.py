@@ -66,6 +66,7 @@ def test_the_demo_ends_well_and_shows_what_happened() -> None:
     assert left_of(said) == []
 
 
+@pytest.mark.chaos
 def test_the_demo_fails_when_a_mail_is_lost() -> None:
     done = run_demo("--lose-a-mail")
     assert done.returncode == 1, done.stdout + done.stderr
@@ -75,7 +76,12 @@ def test_the_demo_fails_when_a_mail_is_lost() -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "exit_status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 128 + 15), (signal.SIGINT, 128 + 2)]
+    ("number", "exit_status"),
+    [
+        (signal.SIGKILL, -9),
+        pytest.param(signal.SIGTERM, 128 + 15, marks=pytest.mark.chaos),
+        pytest.param(signal.SIGINT, 128 + 2, marks=pytest.mark.chaos),
+    ],
 )
 def test_a_demo_that_is_killed_leaves_nothing(number: signal.Signals, exit_status: int) -> None:
     demo = subprocess.Popen(DEMO, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)

@@ -277,7 +277,13 @@ def work(act: Mapping[str, Any]) -> None:
             worker.run_forever()
             stopped.set()
 
-        stop_worker = worker.stop
+        def stop() -> None:
+            """And see it stopping: until then it would take the next step."""
+            worker.stop()
+            while not worker.health().stopping:
+                time.sleep(0.001)
+
+        stop_worker = stop
         thread = threading.Thread(target=run)
         thread.start()
         while not stopped.wait(0.02) and not (
