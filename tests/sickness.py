@@ -100,6 +100,7 @@ class Patient:
             with working(self.engine, **self._options) as worker:
                 try:
                     until(lambda: len(self.at_door) == THREADS, "its threads are in steps")
+                    until(lambda: worker.health().ready, "its heart beats")
                     yield worker
                 finally:
                     self.door.set()
