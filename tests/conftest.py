@@ -140,6 +140,14 @@ def shop_url(databases: Databases, shop_template: str) -> Iterator[str]:
 
 
 @pytest.fixture
+def quick_heart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers of this process beat so often that nobody has to wait long for a heartbeat."""
+    from pgworkflows import heartbeat
+
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.1)
+
+
+@pytest.fixture
 def own_server(_no_settings_from_outside: None) -> Iterator[EmbeddedPostgres]:
     """A temporary server of the test's own, to restart or to kill (its process id is `pid`)."""
     with EmbeddedPostgres(settings=SETTINGS) as embedded:

@@ -27,7 +27,6 @@ from pgworkflows import (
     WorkflowRun,
     claims,
     current_step,
-    heartbeat,
     workflow,
 )
 
@@ -35,10 +34,7 @@ PENDING, RUNNING, WAITING = RunStatus.PENDING, RunStatus.RUNNING, RunStatus.WAIT
 PAUSED, COMPLETED, FAILED, CANCELLED = RunStatus.PAUSED, RunStatus.COMPLETED, RunStatus.FAILED, RunStatus.CANCELLED
 
 
-@pytest.fixture(autouse=True)
-def _quick_heart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that nobody has to wait long for a heartbeat."""
-    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.1)
+pytestmark = pytest.mark.usefixtures("quick_heart")
 
 
 @pytest.fixture

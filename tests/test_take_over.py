@@ -27,10 +27,7 @@ from pgworkflows import RunStatus, Step, Steps, WorkflowClient, WorkflowEngine, 
 HEARTBEAT_S = heartbeat.HEARTBEAT_S
 
 
-@pytest.fixture(autouse=True)
-def _quick_heart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that nobody has to wait long for a heartbeat."""
-    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.1)
+pytestmark = pytest.mark.usefixtures("quick_heart")
 
 
 @pytest.fixture

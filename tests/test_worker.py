@@ -38,7 +38,6 @@ from pgworkflows import (
     WorkflowNotFoundError,
     claims,
     current_step,
-    heartbeat,
     workflow,
     workflow_ref,
 )
@@ -46,11 +45,7 @@ from pgworkflows.holdings import Holdings
 from pgworkflows.listener import Listener
 from pgworkflows.runner import Execution
 
-
-@pytest.fixture(autouse=True)
-def _quick_heart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that nobody has to wait long for a heartbeat."""
-    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.1)
+pytestmark = pytest.mark.usefixtures("quick_heart")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 from waiting import until
 from working import Door, await_heartbeats, rows, value, working
 
-from pgworkflows import EmbeddedPostgres, Step, Steps, WorkflowEngine, heartbeat, workflow
+from pgworkflows import EmbeddedPostgres, Step, Steps, WorkflowEngine, workflow
 
 QUIET_START = """
 select pgworkflows.try_start_workflow(
@@ -21,10 +21,7 @@ select pgworkflows.try_start_workflow(
 """A start in a transaction of its own, which notifies nobody unless a worker sleeps."""
 
 
-@pytest.fixture(autouse=True)
-def _quick_heart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So that nobody has to wait long for a heartbeat."""
-    monkeypatch.setattr(heartbeat, "HEARTBEAT_S", 0.1)
+pytestmark = pytest.mark.usefixtures("quick_heart")
 
 
 @pytest.fixture
