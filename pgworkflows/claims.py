@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
+import select
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
+from psycopg.pq import ExecStatus
 
 from pgworkflows.database import Refused, Unavailable, connect_worker, sorted_out
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.history import ChildEnd, ErrorInfo, StepKind, StepStatus, StoredChild, StoredEvent, StoredStep
 from pgworkflows.jsontext import ENCODED
 from pgworkflows.runs import RunStatus
-from pgworkflows.schema import statement
+from pgworkflows.schema import numbered_statement, statement
 from pgworkflows.sessions import OwnConnection
 from pgworkflows.store import interval_text, moment_from
 
@@ -85,6 +87,17 @@ class Control:
     control: str
 
 
+class Outcomes(NamedTuple):
+    """The parameters of a flush, as text. `entries`, `steps` and `events` are JSON arrays; `parents` is PostgreSQL's
+    array of the parents of the runs that end."""
+
+    worker_id: str
+    entries: str
+    steps: str
+    events: str | None
+    parents: str | None
+
+
 @dataclass(frozen=True, slots=True)
 class Beat:
     """The answer to a heartbeat."""
@@ -92,6 +105,12 @@ class Beat:
     alive: bool
     controls: tuple[Control, ...]
     peers: tuple[Peer, ...]
+
+
+class Answered(NamedTuple):
+    """The single value that a statement returned, as text."""
+
+    text: str | None
 
 
 class WorkerConnection:
@@ -115,6 +134,46 @@ class WorkerConnection:
                 self.close()  # a primary that has become a standby: the next connection may find the new primary
             raise sorted_out(error) from error
         return None if row is None else row[0]
+
+    @property
+    def can_send(self) -> bool:
+        """Whether `send` may be used: the session is open, and needs nothing first."""
+        return self._conn is not None and self._conn.can_send
+
+    def send(self, name: str, params: Sequence[str | None]) -> None:
+        """Send the statement `name` without waiting for the server, if that `can_send`. Raises Unavailable."""
+        assert self._conn is not None
+        try:
+            self._conn.send(numbered_statement(name, self._schema), params)
+        except psycopg.Error as error:
+            self.close()  # who knows how much of it has gone
+            raise Unavailable(str(error).strip()) from error
+
+    def wait_for_answer(self, limit_s: float) -> None:
+        """Return when there is something of the answer, and after this time at the latest. Any thread may wait."""
+        conn = self._conn
+        if conn is not None and not conn.closed:
+            answer = select.poll()
+            answer.register(conn.fileno(), select.POLLIN)
+            answer.poll(limit_s * 1000)
+
+    def answered(self) -> Answered | None:
+        """The answer to what was sent, None while it is not there. Raises Unavailable if the connection broke, Refused
+        if the answer is an error of any kind, which `fetch` would sort out."""
+        conn = self._conn
+        if conn is None:
+            raise Unavailable("the connection was closed")
+        try:
+            result = conn.received()
+        except psycopg.Error as error:
+            self.close()
+            raise Unavailable(str(error).strip()) from error
+        if result is None:
+            return None
+        if result.status != ExecStatus.TUPLES_OK:
+            raise Refused(result.get_error_message())
+        text = result.get_value(0, 0)
+        return Answered(None if text is None else text.decode())
 
     def _open(self) -> OwnConnection:
         if self._conn is None:
@@ -228,12 +287,9 @@ def error_from(error: Mapping[str, Any]) -> ErrorInfo:
     )
 
 
-def flush(
-    conn: WorkerConnection, worker_id: UUID, entries: str, steps: str, events: str | None, parents: list[str] | None
-) -> list[dict[str, Any]]:
-    """Write the entries of many runs, `parents` being those of the runs that end; what is not in the answer was
-    written."""
-    answer = conn.fetch("flush", (str(worker_id), entries, steps, events, parents))
+def flush(conn: WorkerConnection, outcomes: Outcomes) -> list[dict[str, Any]]:
+    """Write the outcomes of many runs; what is not in the answer was written."""
+    answer = conn.fetch("flush", outcomes)
     return [] if answer is None else json.loads(answer)
 
 

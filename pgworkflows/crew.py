@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import timedelta
 from functools import partial
 from queue import Empty, SimpleQueue
@@ -25,7 +25,7 @@ from pgworkflows.healthcheck import WorkerHealth
 from pgworkflows.heartbeat import Heartbeat
 from pgworkflows.holdings import Holdings
 from pgworkflows.janitor import Janitor
-from pgworkflows.journal import Answer, Entry, Verdict, without_results
+from pgworkflows.journal import WRITTEN, Answer, Entry, Verdict, without_results
 from pgworkflows.limits import cleaned
 from pgworkflows.listener import Listener
 from pgworkflows.low_water import LowWater
@@ -75,7 +75,13 @@ class Crew:
         self._ear = Ear(Listener(engine.listen_conninfo, self._schema), self._holdings, self._logger, name)
         self._heartbeat = Heartbeat(self._connection(), self._holdings, low_water, self._logger, name)
         self._scribe = Scribe(
-            self._connection(), self._holdings, self._answered, lambda: self._pool.one_works, self._logger, name
+            self._connection(),
+            self._holdings,
+            self._written,
+            self._answered,
+            lambda: self._pool.one_works,
+            self._logger,
+            name,
         )
         self._scheduler = Scheduler(self._connection(), self._holdings, lanes, self._logger, name)
         retained = partial(_anything_retained, engine.retention, lanes)
@@ -291,8 +297,18 @@ class Crew:
                 self._logger.error("pgworkflows: too many steps hang past their timeout; a thread is lost to each")
             self._pool.put(execution)
 
+    def _written(self, batch: Sequence[tuple[Execution, Entry]]) -> None:
+        """In the thread that finds out: entries are written, and nothing is asked of their runs."""
+        going_on: list[Execution] = []
+        for execution, entry in batch:
+            if entry.action == "checkpoint" and not execution.suspect:
+                going_on.append(execution)
+            else:
+                self._answered(execution, entry, WRITTEN)
+        self._pool.put(*going_on)
+
     def _answered(self, execution: Execution, entry: Entry, answer: Answer) -> None:
-        """In the thread that wrote it: what became of an entry."""
+        """In the thread that finds out: what became of an entry."""
         match answer.verdict:
             case Verdict.STALE:
                 self._let_go(execution, entry)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from pgworkflows import claims
-from pgworkflows.claims import WorkerConnection
+from pgworkflows.claims import Outcomes, WorkerConnection
 from pgworkflows.database import Locked, Refused
 from pgworkflows.history import ErrorInfo, StepStatus
 from pgworkflows.limits import MAX_JSON_LENGTH
@@ -80,16 +80,14 @@ def write(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> 
     if len(entries) > 1 and sum(map(_length, entries)) > MAX_JSON_LENGTH:
         return _write_halves(conn, worker_id, entries)
     try:
-        told = {answer["run_id"]: answer for answer in _send(conn, worker_id, entries)}
+        told = claims.flush(conn, spelled(worker_id, entries))
     except (Refused, Locked) as error:
         if len(entries) == 1:
             if isinstance(error, Locked):
                 return [Answer(Verdict.LOCKED)]
             return [Answer(Verdict.REFUSED, reason=str(error), fact=error.fact)]
         return _write_halves(conn, worker_id, entries)
-    if not told:
-        return [WRITTEN] * len(entries)
-    return [_answer(told.get(entry.run_id)) for entry in entries]
+    return answers(told, entries)
 
 
 def _write_halves(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> list[Answer]:
@@ -121,7 +119,8 @@ def without_results(entry: Entry, reason: str) -> Entry:
     )
 
 
-def _send(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+def spelled(worker_id: UUID, entries: Sequence[Entry]) -> Outcomes:
+    """Entries as a flush takes them."""
     events = [
         {"run_id": entry.run_id, "event_id": taken.event_id, "step_id": taken.step_id}
         for entry in entries
@@ -129,14 +128,21 @@ def _send(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> 
         for taken in entry.events
     ]
     parents = {entry.parent_run_id for entry in entries if entry.parent_run_id is not None and entry.ends}
-    return claims.flush(
-        conn,
-        worker_id,
+    return Outcomes(
+        str(worker_id),
         f"[{','.join(map(_entry_text, entries))}]",
-        f"[{','.join(_step_text(entry.run_id, step) for entry in entries for step in entry.steps)}]",
+        f"[{','.join([_step_text(entry.run_id, step) for entry in entries for step in entry.steps])}]",
         json.dumps(events, ensure_ascii=False) if events else None,
-        sorted(parents) if parents else None,
+        f"{{{','.join(sorted(parents))}}}" if parents else None,
     )
+
+
+def answers(told: Sequence[Mapping[str, Any]], entries: Sequence[Entry]) -> list[Answer]:
+    """An answer for each entry, of which the server tells what is out of the ordinary."""
+    if not told:
+        return [WRITTEN] * len(entries)
+    by_run = {each["run_id"]: Answer(Verdict(each["answer"]), each["control"]) for each in told}
+    return [by_run.get(entry.run_id, WRITTEN) for entry in entries]
 
 
 def _entry_text(entry: Entry) -> str:
@@ -210,9 +216,3 @@ def error_text(error: ErrorInfo) -> str:
     if error.child is not None:
         row["child"] = {"run_id": error.child.run_id, "status": error.child.status, "error": error.child.error}
     return json.dumps(row, ensure_ascii=False)
-
-
-def _answer(told: dict[str, Any] | None) -> Answer:
-    if told is None:
-        return WRITTEN
-    return Answer(Verdict(told["answer"]), told["control"])

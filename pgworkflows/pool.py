@@ -42,10 +42,10 @@ class Pool:
             for _ in range(self.size):
                 self._spawn()
 
-    def put(self, execution: Execution) -> None:
-        """Queue an execution for the next free thread: if a thread of the pool puts it, that is perhaps itself."""
-        self._ready.append(execution)
-        if not hasattr(self._here, "working"):
+    def put(self, *executions: Execution) -> None:
+        """Queue executions for the next free threads: if a thread of the pool puts them, that is perhaps itself."""
+        self._ready.extend(executions)
+        if executions and not hasattr(self._here, "working"):
             self._wake()
 
     @property

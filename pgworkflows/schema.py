@@ -12,6 +12,7 @@ from pgworkflows.limits import is_storable, quoted
 DEFAULT_SCHEMA = "pgworkflows"
 MAX_SCHEMA_BYTES = 63
 QUOTE = "$function$"
+_PLACE = re.compile("%[%s]")
 _NAME = re.compile(r"""(?P<text>'pgworkflows')|'pgworkflows\.(?P<relation>\w+)'|\bpgworkflows\.|"pgworkflows\"""")
 
 
@@ -54,6 +55,13 @@ def _literal(text: str) -> str:
 def statement(name: str, schema: str) -> str:
     """The statement in `sql/<name>.sql` for `schema`, with `%s` for its parameters."""
     return render(_read(name), schema.replace("%", "%%"))
+
+
+@cache
+def numbered_statement(name: str, schema: str) -> str:
+    """The same with `$1`, `$2` … for its parameters, as the server takes it."""
+    numbers = count(1)
+    return _PLACE.sub(lambda place: "%" if place[0] == "%%" else f"${next(numbers)}", statement(name, schema))
 
 
 def script(name: str, schema: str) -> str:

@@ -2,99 +2,123 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import threading
-import time
-from collections.abc import Callable
-from queue import Empty, SimpleQueue
-from typing import TypeAlias
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from pgworkflows.backoff import Backoff
 from pgworkflows.claims import WorkerConnection
+from pgworkflows.database import Refused
+from pgworkflows.held_over import HeldOver, Pending
 from pgworkflows.holdings import Holdings
-from pgworkflows.journal import Answer, Entry, Verdict, write
+from pgworkflows.journal import Answer, Entry, Verdict, answers, spelled, write
 from pgworkflows.runner import Execution
 
 MAX_BATCH = 500
-LOCKED_PAUSE_S = 0.05
-LONGEST_LOCKED_PAUSE_S = 0.5
+MAX_FLIGHT_LENGTH = 1_000_000
+"""How many characters are sent without waiting for the server to take them."""
+GLANCE_EVERY = 4
+"""How many entries come in between two glances at a flush under way."""
+WATCH_S = 0.05
 
-Pending: TypeAlias = tuple[Execution, Entry]
 
+class Flight:
+    """A flush under way: sent, and not answered yet. `told`, once the answer is more than that all is written, is that
+    answer, or what went wrong: for the scribe, who can wait."""
 
-class HeldOver:
-    """Entries that met a lock of somebody else's. Each is tried again after a pause, which grows while it meets one: it
-    may stay for as long as a client's transaction, and asking costs the other runs' flush."""
+    __slots__ = ("batch", "told")
 
-    def __init__(self) -> None:
-        self._waiting: list[tuple[float, Pending]] = []
-        self._pauses_s: dict[str, float] = {}
-
-    def __bool__(self) -> bool:
-        return bool(self._waiting)
-
-    def add(self, pending: Pending) -> None:
-        run_id = pending[1].run_id
-        pause_s = self._pauses_s.get(run_id, LOCKED_PAUSE_S)
-        self._waiting.append((time.monotonic() + pause_s, pending))
-        self._pauses_s[run_id] = min(LONGEST_LOCKED_PAUSE_S, pause_s * 2)
-
-    def settle(self, entry: Entry) -> None:
-        """Forget an entry's pauses: it was answered otherwise."""
-        if self._pauses_s:
-            self._pauses_s.pop(entry.run_id, None)
-
-    def take(self) -> list[Pending]:
-        """Those whose pause is over."""
-        if not self._waiting:
-            return []
-        now = time.monotonic()
-        due = [pending for due_at, pending in self._waiting if due_at <= now]
-        self._waiting = [each for each in self._waiting if each[0] > now]
-        return due
-
-    def rest_s(self) -> float | None:
-        """How long it is until the next pause is over."""
-        if not self._waiting:
-            return None
-        return max(0.0, min(due_at for due_at, _ in self._waiting) - time.monotonic())
+    def __init__(self, batch: list[Pending]) -> None:
+        self.batch = batch
+        self.told: list[Answer] | Exception | None = None
 
 
 class Scribe(threading.Thread):
-    """Owns the entries not yet durable, and the journal's connection, which it lends to a thread that has only one to
-    write. Blocks on its queue, on the return of the connection, and in flushes; while the server is away it keeps what
-    it has, at most one entry for each run in hand, and sends it again. Ends when it is closed and has nothing left, or
-    when told to give up."""
+    """Owns the journal's connection, which is used by whoever has the pen.
+
+    Entries go into flushes, one at a time. In the usual case a flush is a flight: it is sent without waiting, by the
+    thread that had put down the last entry and goes on working, and its answer is noticed, and the next one sent, by
+    the next such thread that looks. So a busy pool does not wait for this thread to get the interpreter's lock. This
+    thread looks after a flight that nobody else looks after; and it does, waiting, all that is out of the ordinary: it
+    opens the connection, writes what is locked or refused until every entry has its answer, and while the server is
+    away it keeps what it has, at most one entry for each run in hand, and sends it again.
+
+    Ends when it is closed and has nothing left, or when told to give up."""
 
     def __init__(
         self,
         conn: WorkerConnection,
         holdings: Holdings,
+        written: Callable[[Sequence[Pending]], None],
         answered: Callable[[Execution, Entry, Answer], None],
         alone: Callable[[], bool],
         logger: logging.Logger,
         name: str,
     ) -> None:
+        """`written` is told of entries that were written and of whose runs nothing is asked, `answered` of any other
+        answer."""
         super().__init__(name=f"{name}-scribe", daemon=True)
         self._conn = conn
         self._holdings = holdings
+        self._written = written
         self._answered = answered
         self._alone = alone
-        self._pen = threading.Lock()
-        self._failed_at_once: Exception | None = None
         self._logger = logger
-        self._queue: SimpleQueue[Pending | None] = SimpleQueue()
+        self._entries: deque[Pending] = deque()
+        self._pen = threading.Lock()
+        self._bell = threading.Event()
+        self._flight: Flight | None = None
+        self._glances = 0
+        self._grounded = False
+        self._failed_at_once: Exception | None = None
         self._held_over = HeldOver()
         self._closing = False
         self._give_up = threading.Event()
 
     def submit(self, execution: Execution, entry: Entry) -> None:
-        """Write an entry as soon as possible; `answered` is called with what became of it, in the thread that writes:
-        the scribe's, or, where nothing else is to be written or worked on, this one."""
-        if self._alone() and not self._closing and self._queue.empty() and self._pen.acquire(blocking=False):
-            self._write_at_once(execution, entry)
-            return
-        self._queue.put((execution, entry))
+        """Write an entry as soon as possible. What became of it is told in the thread that finds out: this one, which
+        writes itself where nothing else is to be written or worked on, another one that submits something, or the
+        scribe's."""
+        if self._flight is None and self._alone() and not self._closing and not self._entries:
+            if self._pen.acquire(blocking=False):
+                if self._flight is None:
+                    self._write_at_once(execution, entry)
+                    return
+                self._put_down_pen()
+        self._entries.append((execution, entry))
+        self._help()
+
+    def close(self, timeout_s: float) -> None:
+        """Write what is left and end; what is not written in time is left to whoever takes the runs over."""
+        self._closing = True
+        self._bell.set()
+        self.join(timeout_s)
+        self._give_up.set()
+        self.join(1.0)
+
+    def run(self) -> None:
+        backoff = Backoff(self._logger, "writing the outcomes of steps")
+        while not self._give_up.is_set():
+            self._bell.clear()
+            self._grounded = self._held_over.is_due
+            flight = self._flight
+            if flight is not None and flight.told is None:
+                self._conn.wait_for_answer(WATCH_S)
+                self._move_on()
+            elif flight is not None:
+                self._make_up_for(flight, backoff)
+            elif self._write_waiting(backoff) or self._flight is not None:
+                continue
+            elif self._closing and not self._held_over and self._has_ended():
+                return
+            else:
+                self._bell.wait(self._held_over.rest_s())
+        self._pen.acquire(timeout=1.0)  # whoever keeps it hangs, until the connection is closed
+        self._conn.close()
+
+    # In the thread that has put an entry down.
 
     def _write_at_once(self, execution: Execution, entry: Entry) -> None:
         """Write a single entry in the thread that made it, which has the pen, without handing it to another and back.
@@ -107,47 +131,112 @@ class Scribe(threading.Thread):
             self._failed_at_once = error
         finally:
             if answer.verdict is not Verdict.WRITTEN:
-                self._queue.put((execution, entry))
-            self._pen.release()
+                self._entries.append((execution, entry))
+            self._put_down_pen()
         if answer.verdict is Verdict.WRITTEN:
             self._answered(execution, entry, answer)
 
-    def close(self, timeout_s: float) -> None:
-        """Write what is left and end; what is not written in time is left to whoever takes the runs over."""
-        self._queue.put(None)
-        self.join(timeout_s)
-        self._give_up.set()
-        self.join(1.0)
+    def _help(self) -> None:
+        """See to it that what was put down is written: by a flight, as soon as there is none under way."""
+        if self._flight is not None:
+            self._glances += 1
+            if self._glances % GLANCE_EVERY:
+                return
+        if self._pen.acquire(blocking=False):
+            self._advance()
 
-    def run(self) -> None:
-        backoff = Backoff(self._logger, "writing the outcomes of steps")
-        while not self._give_up.is_set():
-            if self._write(self._gather(), backoff) or not self._closing:
-                continue
-            if self._held_over:
-                self._give_up.wait(self._held_over.rest_s())
-                continue
-            with self._pen:
-                if self._queue.empty():
-                    break
-        self._conn.close()
+    # In any thread.
 
-    def _gather(self) -> list[Pending]:
-        """The next batch: what was held over for long enough, and what has come in. Waits for the first entry."""
-        batch = self._held_over.take()
-        while len(batch) < MAX_BATCH:
-            try:
-                if batch or self._closing:
-                    item = self._queue.get_nowait()
-                else:
-                    item = self._queue.get(timeout=self._held_over.rest_s())
-            except Empty:
-                break
-            if item is None:
-                self._closing = True
-            else:
-                batch.append(item)
+    def _move_on(self) -> None:
+        self._pen.acquire()
+        self._advance()
+
+    def _advance(self) -> None:
+        """With the pen: note that a flight is over, send the next, and put the pen down; then tell."""
+        landed: Sequence[Pending] = ()
+        try:
+            landed = self._land()
+            if self._flight is None and self._entries:
+                self._launch()
+        finally:
+            self._put_down_pen()
+        if landed:
+            self._written(landed)
+
+    def _put_down_pen(self) -> None:
+        """Whoever wanted it meanwhile has left its entry to the one who had it."""
+        self._pen.release()
+        if self._entries and self._flight is None:
+            self._bell.set()
+
+    def _land(self) -> Sequence[Pending]:
+        """What the flight has written, if all of it was; anything else is left to the scribe."""
+        flight = self._flight
+        if flight is None or flight.told is not None:
+            return ()
+        try:
+            answer = self._conn.answered()
+            if answer is None:
+                return ()
+            if answer.text is None:
+                self._flight = None
+                self._held_over.settle(flight.batch)
+                return flight.batch
+            flight.told = answers(json.loads(answer.text), [entry for _, entry in flight.batch])
+        except Exception as error:  # whatever it is, what is in the batch must be written
+            flight.told = error
+        self._bell.set()
+        return ()
+
+    def _launch(self) -> None:
+        """Send what has gathered, if that is quickly done; or leave it where it is, to the scribe."""
+        if self._grounded or not self._conn.can_send:
+            return
+        worker_id = self._holdings.worker_id
+        batch = self._gather([])
+        try:
+            if not any([execution.dropped for execution, _ in batch]):
+                outcomes = spelled(worker_id, [entry for _, entry in batch])
+                if len(outcomes.entries) + len(outcomes.steps) <= MAX_FLIGHT_LENGTH:
+                    self._conn.send("flush", outcomes)
+                    self._flight = Flight(batch)
+                    self._bell.set()
+        except Exception:  # the scribe will meet it, too, and tell
+            pass
+        finally:
+            if self._flight is None:
+                self._entries.extendleft(reversed(batch))
+
+    def _gather(self, batch: list[Pending]) -> list[Pending]:
+        """The next batch: these, and what has come in."""
+        while len(batch) < MAX_BATCH and self._entries:
+            batch.append(self._entries.popleft())
         return batch
+
+    # In the scribe's own thread, which may wait.
+
+    def _write_waiting(self, backoff: Backoff) -> bool:
+        """See to what has gathered, and to what was held over for long enough; whether there was anything."""
+        self._move_on()
+        with self._pen:
+            if self._flight is not None:
+                return True
+            self._grounded = True
+            batch = self._gather(self._held_over.take())
+        return self._write(batch, backoff)
+
+    def _make_up_for(self, flight: Flight, backoff: Backoff) -> None:
+        """See to a flight that has not written all."""
+        with self._pen:
+            self._grounded = True
+            self._flight = None
+        if isinstance(flight.told, list):
+            backoff.succeeded()
+            self._tell(flight.batch, flight.told)
+            return
+        if isinstance(flight.told, Exception) and not isinstance(flight.told, Refused):
+            self._give_up.wait(backoff.failed(flight.told))
+        self._write(flight.batch, backoff)
 
     def _write(self, batch: list[Pending], backoff: Backoff) -> bool:
         """Write a batch, and hold on to nothing of it; whether there was anything."""
@@ -164,26 +253,38 @@ class Scribe(threading.Thread):
                 break
             try:
                 with self._pen:
-                    answers = write(self._conn, worker_id, [entry for _, entry in batch])
+                    told = write(self._conn, worker_id, [entry for _, entry in batch])
             except Exception as error:  # whatever it is, what is in the batch must be written
                 self._give_up.wait(backoff.failed(error))
                 continue
             backoff.succeeded()
-            self._tell_of_stale(batch, answers)
-            for (execution, entry), answer in zip(batch, answers, strict=True):
-                if answer.verdict is Verdict.LOCKED:
-                    self._held_over.add((execution, entry))
-                else:
-                    self._held_over.settle(entry)
-                    self._answered(execution, entry, answer)
+            self._tell(batch, told)
             break
         return True
 
-    def _tell_of_stale(self, batch: list[Pending], answers: list[Answer]) -> None:
+    def _wanted(self, execution: Execution, entry: Entry) -> bool:
+        """Whether the run is still this worker's, for all it knows; if not, nobody needs to ask the server."""
+        if execution.dropped:
+            self._held_over.settle([(execution, entry)])
+            self._answered(execution, entry, Answer(Verdict.STALE))
+            return False
+        return True
+
+    def _tell(self, batch: Sequence[Pending], told: Sequence[Answer]) -> None:
+        """Tell each of its answer, and put off what was locked."""
+        self._tell_of_stale(batch, told)
+        for (execution, entry), answer in zip(batch, told, strict=True):
+            if answer.verdict is Verdict.LOCKED:
+                self._held_over.add((execution, entry))
+            else:
+                self._held_over.settle([(execution, entry)])
+                self._answered(execution, entry, answer)
+
+    def _tell_of_stale(self, batch: Sequence[Pending], told: Sequence[Answer]) -> None:
         """Say in one line for all of them that runs are not this worker's any more, unless it has dropped them."""
         stale = [
             entry.run_id
-            for (execution, entry), answer in zip(batch, answers, strict=True)
+            for (execution, entry), answer in zip(batch, told, strict=True)
             if answer.verdict is Verdict.STALE and not execution.dropped
         ]
         if stale:
@@ -194,10 +295,10 @@ class Scribe(threading.Thread):
                 stale[0],
             )
 
-    def _wanted(self, execution: Execution, entry: Entry) -> bool:
-        """Whether the run is still this worker's, for all it knows; if not, nobody needs to ask the server."""
-        if execution.dropped:
-            self._held_over.settle(entry)
-            self._answered(execution, entry, Answer(Verdict.STALE))
-            return False
-        return True
+    def _has_ended(self) -> bool:
+        """Whether nothing is left to write. If so, the connection is closed, and nobody sends anything any more."""
+        with self._pen:
+            if self._entries or self._flight is not None:
+                return False
+            self._conn.close()
+            return True

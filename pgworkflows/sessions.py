@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 from psycopg import Cursor, IsolationLevel
+from psycopg.pq.abc import PGresult
 
 PLANS_LAST_S = 5.0
 PLANS_SERVE = 20
@@ -37,6 +38,7 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
     _settings: tuple[str, str | None] = ("0", None)
     _served = 0
     _planned_at = 0.0
+    _result: PGresult | None = None
 
     def is_pooled(self, *, lock_timeout_ms: int, statement_timeout: str | None) -> None:
         """From now on, every transaction brings its settings. None leaves the server's."""
@@ -64,13 +66,41 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
             raise
         return cursor
 
+    @property
+    def can_send(self) -> bool:
+        """Whether a statement may be sent alone: with no settings before it, and by plans that serve."""
+        return not self.pooled and not self.closed and not self._plans_are_old
+
+    def send(self, sql: str, params: Sequence[str | None]) -> None:
+        """Begin what `run` does, without waiting for the server, if it `can_send`. Nothing else may be asked of the
+        session until `received` has given the answer. Parameters are `$1`, `$2` in the text."""
+        self._served += 1
+        self.pgconn.send_query_params(sql.encode(), [None if each is None else each.encode() for each in params])
+        self.pgconn.flush()
+
+    def received(self) -> PGresult | None:
+        """The answer to what was sent, as soon as all of it is there; None until then. Waits for nothing."""
+        self.pgconn.flush()
+        self.pgconn.consume_input()
+        while not self.pgconn.is_busy():
+            result = self.pgconn.get_result()
+            if result is None:
+                answer, self._result = self._result, None
+                return answer
+            self._result = result
+        return None
+
+    @property
+    def _plans_are_old(self) -> bool:
+        return self._served >= PLANS_SERVE and time.monotonic() - self._planned_at > PLANS_LAST_S
+
     def _let_no_plan_grow_old(self) -> None:
         """PostgreSQL keeps a plan until somebody has counted the rows that came since. One that was made beside an
         empty queue would read all of a backlog again and again; made anew, it knows how large the tables are now."""
-        self._served += 1
-        if self._served > PLANS_SERVE and time.monotonic() - self._planned_at > PLANS_LAST_S:
+        if self._plans_are_old:
             self._served, self._planned_at = 0, time.monotonic()
             self.execute(b"discard plans")
+        self._served += 1
 
     def _rolled_back(self) -> bool:
         """Whether it can be used again. When the session ends under a pipeline the driver hears why, and does not read

@@ -45,7 +45,7 @@ from pgworkflows import (
     workflow,
     workflow_ref,
 )
-from pgworkflows.claims import WorkerConnection
+from pgworkflows.claims import Outcomes
 from pgworkflows.embedded.account import account_for
 from pgworkflows.embedded.binaries import find_binaries, runnable_by
 from pgworkflows.journal import Entry, Verdict
@@ -648,13 +648,13 @@ def test_results_that_are_too_large_for_one_statement_are_written_in_several(
 ) -> None:
     monkeypatch.setattr("pgworkflows.journal.MAX_JSON_LENGTH", 1000)
     sent: list[int] = []
-    send = journal._send
+    spelled = journal.spelled
 
-    def counted(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> list[dict[str, Any]]:
+    def counted(worker_id: UUID, entries: Sequence[Entry]) -> Outcomes:
         sent.append(len(entries))
-        return send(conn, worker_id, entries)
+        return spelled(worker_id, entries)
 
-    monkeypatch.setattr("pgworkflows.journal._send", counted)
+    monkeypatch.setattr(journal, "spelled", counted)
     with WorkflowClient(database_url) as client, HandWorker(database_url, ["a"]) as hand:
         runs = [client.start_workflow("a") for _ in range(8)]
         ends = [Entry(r.run_id, r.claim_id, r.signal, "complete", output=f'"{"x" * 300}"') for r in hand.claim().runs]

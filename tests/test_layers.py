@@ -92,6 +92,7 @@ FLOORS: Mapping[str, set[str]] = {
         "engine",
         "forks",
         "heartbeat",
+        "held_over",
         "holdings",
         "janitor",
         "pool",

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
+from uuid import UUID
 
 import pytest
 from working import working
 
-from pgworkflows import Step, Steps, WorkflowEngine, claims, workflow
+from pgworkflows import Step, Steps, WorkflowEngine, claims, journal, scribe, workflow
+from pgworkflows.claims import Outcomes
+from pgworkflows.journal import Entry
 
 THREADS = 6
 
@@ -48,13 +51,14 @@ def engine(database_url: str) -> Iterator[WorkflowEngine]:
 def writers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The thread of each flush and how many entries it had."""
     writers: list[tuple[str, int]] = []
-    flush = claims.flush
+    spelled = journal.spelled
 
-    def noted(conn: Any, worker_id: Any, entries: str, *others: Any) -> Any:
-        writers.append((threading.current_thread().name, entries.count('"claim_id"')))
-        return flush(conn, worker_id, entries, *others)
+    def noted(worker_id: UUID, entries: Sequence[Entry]) -> Outcomes:
+        writers.append((threading.current_thread().name, len(entries)))
+        return spelled(worker_id, entries)
 
-    monkeypatch.setattr(claims, "flush", noted)
+    monkeypatch.setattr(journal, "spelled", noted)
+    monkeypatch.setattr(scribe, "spelled", noted)
     return writers
 
 

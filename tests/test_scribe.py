@@ -9,12 +9,13 @@ from uuid import uuid4
 import pytest
 from working import HandWorker
 
-from pgworkflows import Step, Steps, WorkflowClient, scribe, workflow
+from pgworkflows import Step, Steps, WorkflowClient, held_over, workflow
 from pgworkflows.claims import WorkerConnection
+from pgworkflows.held_over import HeldOver, Pending
 from pgworkflows.holdings import Holdings
 from pgworkflows.journal import Entry, Verdict
 from pgworkflows.runner import Execution
-from pgworkflows.scribe import HeldOver, Pending, Scribe
+from pgworkflows.scribe import Scribe
 
 
 @workflow("quick")
@@ -34,7 +35,7 @@ class Clock:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     clock = Clock()
-    monkeypatch.setattr(scribe, "time", clock)
+    monkeypatch.setattr(held_over, "time", clock)
     return clock
 
 
@@ -70,7 +71,7 @@ def test_the_pauses_of_one_run_are_not_those_of_another_or_of_its_next_entry(clo
     assert held.take() == [second]
     clock.now += 0.05
     assert held.take() == [first]
-    held.settle(first[1])
+    held.settle([first])
     held.add(first)
     assert held.rest_s() == pytest.approx(0.05)
 
@@ -89,6 +90,7 @@ def test_many_runs_that_were_taken_over_are_one_line(database_url: str, caplog: 
         writes = Scribe(
             WorkerConnection(database_url, "pgworkflows"),
             holdings,
+            lambda written: answers.extend([Verdict.WRITTEN] * len(written)),
             lambda execution, entry, answer: answers.append(answer.verdict),
             lambda: False,
             logging.getLogger("pgworkflows"),
