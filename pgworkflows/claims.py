@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import select
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
+from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -23,10 +24,10 @@ from pgworkflows.sessions import OwnConnection
 from pgworkflows.store import interval_text, moment_from
 
 WORKER_LOCK_TIMEOUT_MS = 1000
+NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
-@dataclass(frozen=True, slots=True)
-class ClaimedRun:
+class ClaimedRun(NamedTuple):
     """One run in a worker's hands: its fence, its fields, its history and mailbox as of the claim. `encoded`: some
     payload that came with the claim may be, perhaps one of this run."""
 
@@ -44,7 +45,7 @@ class ClaimedRun:
     as_of: datetime
     ready_at: datetime
     schedule_tick: datetime | None = None
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, str] = NO_HEADERS
     parent_run_id: str | None = None
     child: StoredChild | None = None
     encoded: bool = False
@@ -237,7 +238,7 @@ def _claimed_run(run: dict[str, Any], claim_id: int, as_of: datetime, encoded: b
         as_of,
         datetime.fromisoformat(run["ready_at"]),
         moment_from(run["schedule_tick"]),
-        run["headers"] or {},
+        run["headers"] or NO_HEADERS,
         run["parent_run_id"],
         None if run["child"] is None else _stored_child(run["child"]),
         encoded,

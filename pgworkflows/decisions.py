@@ -1,4 +1,6 @@
-"""What a replay decides and has written, and what it is told of calls: frozen values, taken apart exhaustively."""
+"""What a replay decides and has written, and what it is told of calls: frozen values, taken apart exhaustively.
+
+Those of which each step makes one are named tuples, which are made in a third of a frozen dataclass's time."""
 
 from __future__ import annotations
 
@@ -43,8 +45,7 @@ class ChildStart(NamedTuple):
     input: str
 
 
-@dataclass(frozen=True, slots=True)
-class CallStep:
+class CallStep(NamedTuple):
     """Call the command's function. `attempt` counts from 1 over the life of the run, `calls_made` those before it that
     count against the step's policy; `last_poll` says that a poll's time is up."""
 
@@ -95,8 +96,7 @@ class Turn(NamedTuple):
     child: ChildStart | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Returned:
+class Returned(NamedTuple):
     """A step function returned: its result as JSON text, and that decoded."""
 
     output: str

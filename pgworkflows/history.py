@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from pgworkflows.limits import storable
@@ -61,8 +61,7 @@ class ErrorInfo:
         object.__setattr__(self, "traceback", None if self.traceback is None else storable(self.traceback))
 
 
-@dataclass(frozen=True, slots=True)
-class StoredStep:
+class StoredStep(NamedTuple):
     """One step as a claim reads it. `output` is JSON text; `attempts` counts calls over the whole life of the run,
     `prior_attempts` those made before the run was last retried."""
 

@@ -94,6 +94,10 @@ COMMANDS = (
     InvokeChildCommand,
 )
 
+DECISIONS = (CallStep, Suspend, Complete, Fail)
+GOING_ON = (CallStep, Complete)
+"""After which the generator need not be closed: it is still wanted, or has ended."""
+
 Sent: TypeAlias = tuple[Any, StepFailedError | None]
 """What a command is answered with at once: a result to send in, or a failure to throw in."""
 
@@ -185,7 +189,7 @@ class Replay:
         turn = Turn(tuple(self._writes), tuple(self._events), decision, self._child_start)
         self._writes.clear()
         self._events.clear()
-        if not isinstance(decision, CallStep | Complete):
+        if not isinstance(decision, GOING_ON):
             self.close()
         return turn
 
@@ -223,7 +227,7 @@ class Replay:
                 value, error = None, not_a_command(command)
                 continue
             answer = self._answer(command)
-            if not isinstance(answer, tuple):
+            if isinstance(answer, DECISIONS):
                 return answer
             value, error = answer
             self._position += 1

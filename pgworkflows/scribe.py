@@ -221,8 +221,8 @@ class Scribe(threading.Thread):
         with self._pen:
             if self._flight is not None:
                 return True
-            self._grounded = True
             batch = self._gather(self._held_over.take())
+            self._grounded = bool(batch)
         return self._write(batch, backoff)
 
     def _make_up_for(self, flight: Flight, backoff: Backoff) -> None:

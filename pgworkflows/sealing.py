@@ -18,8 +18,7 @@ from pgworkflows.results import poll_output
 
 def opened(run: ClaimedRun, payloads: Payloads) -> ClaimedRun:
     """A claimed run with its payloads as they were before they were encoded. Raises Unreadable."""
-    return replace(
-        run,
+    return run._replace(
         input=payloads.open(run.input),
         steps=tuple(_opened_step(step, payloads) for step in run.steps),
         events=tuple(replace(event, data=payloads.open(event.data)) for event in run.events),
@@ -33,7 +32,7 @@ def _opened_step(step: StoredStep, payloads: Payloads) -> StoredStep:
         output = payloads.open(output)
         if step.kind is StepKind.POLL and ENCODED in output:
             output = _opened_poll(output, payloads)
-    return replace(step, output=output, error=None if error is None else payloads.open_error(error))
+    return step._replace(output=output, error=None if error is None else payloads.open_error(error))
 
 
 def _opened_poll(output: str, payloads: Payloads) -> str:

@@ -147,7 +147,7 @@ class Play:
         if claimed is None:
             claimed = Database().claim()
             assert claimed is not None
-            claimed = replace(claimed, steps=database.history, as_of=database.now)
+            claimed = claimed._replace(steps=database.history, as_of=database.now)
         execution = Execution(claimed, self.workflow, self._logger)
         entry = execution.work(None)
         execution.close()
@@ -248,7 +248,7 @@ def shown(database: Database) -> dict[str, Any]:
             without_traceback(database.error),
         ),
         "place": None if place is None else (place.status, place.wake_at, place.wait_kind, place.wait_event),
-        "steps": [replace(step, error=without_traceback(step.error)) for step in database.history],
+        "steps": [step._replace(error=without_traceback(step.error)) for step in database.history],
         "events": [
             (event.name, event.data, event.key, event.received_at, event.step_id)
             for event in database.events
