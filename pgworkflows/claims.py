@@ -125,7 +125,7 @@ class WorkerConnection:
     def fetch(self, name: str, params: Sequence[object]) -> Any:
         """The single value that the statement `name` returns. Raises Unavailable, Refused or Locked; after an error of
         the connection the next call opens a new one."""
-        conn = self._open()
+        conn = self.open()
         try:
             row = conn.run(statement(name, self._schema), params, prepare=True).fetchone()
         except UnicodeEncodeError as error:
@@ -176,7 +176,8 @@ class WorkerConnection:
         text = result.get_value(0, 0)
         return Answered(None if text is None else text.decode())
 
-    def _open(self) -> OwnConnection:
+    def open(self) -> OwnConnection:
+        """The session, opened if there is none. Raises Unavailable."""
         if self._conn is None:
             try:
                 self._conn = connect_worker(self._conninfo, lock_timeout_ms=WORKER_LOCK_TIMEOUT_MS)

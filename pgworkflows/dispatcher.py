@@ -181,7 +181,9 @@ class Dispatcher(threading.Thread):
         # Also with its hands full it wakes what is due, for nobody else may: timeouts hold for the runs it has, too.
         # And in doubt, lest it says that claims work again because it has nothing to claim.
         if not capacity and not self._in_doubt and time.monotonic() < self._due_at:
-            self._holdings.bell.wait(BRIEFLY_FULL_S if self._pace.turning else FULL_S)
+            # Right after a claim nobody knows yet how fast its runs are.
+            brief = self._pace.turning or time.monotonic() - self._worked_at < FULL_S
+            self._holdings.bell.wait(BRIEFLY_FULL_S if brief else FULL_S)
             return
         since = self._low_water.since(time.monotonic())
         claim = self._claim(lanes, worker_id, capacity, empty_handed, since)

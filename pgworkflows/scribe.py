@@ -7,10 +7,11 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from pgworkflows.backoff import Backoff
 from pgworkflows.claims import WorkerConnection
-from pgworkflows.database import Refused
+from pgworkflows.database import Refused, Unavailable
 from pgworkflows.held_over import HeldOver, Pending
 from pgworkflows.holdings import Holdings
 from pgworkflows.journal import Answer, Entry, Verdict, answers, spelled, write
@@ -100,6 +101,8 @@ class Scribe(threading.Thread):
 
     def run(self) -> None:
         backoff = Backoff(self._logger, "writing the outcomes of steps")
+        with self._pen, suppress(Unavailable):
+            self._conn.open()  # before there is anything to write; if that fails now, it is told when there is
         while not self._give_up.is_set():
             self._bell.clear()
             self._grounded = self._held_over.is_due

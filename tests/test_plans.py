@@ -145,7 +145,7 @@ def claim(worker: HandWorker, capacity: int) -> Sequence[ClaimedRun]:
 
 def carry(worker: HandWorker, count: int, end: str) -> Sequence[ClaimedRun]:
     """Claim so many runs and take them to an end, reading little; those that stay unfinished."""
-    reader, most = Reader(worker.connection._open()), READ_PER_RUN * max(count, FEW)
+    reader, most = Reader(worker.connection.open()), READ_PER_RUN * max(count, FEW)
     with reader.at_most(most, "the claim"):
         claimed = claim(worker, count)
     assert len(claimed) == count
@@ -161,7 +161,7 @@ def carry(worker: HandWorker, count: int, end: str) -> Sequence[ClaimedRun]:
 
 def take_events(worker: HandWorker, client: WorkflowClient, count: int, most: int) -> None:
     """Let so many runs wait for an event, get it, and fail, reading little."""
-    reader = Reader(worker.connection._open())
+    reader = Reader(worker.connection.open())
     client.start_workflows("many", [None] * count)
     with reader.at_most(most, "the claim"):
         claimed = claim(worker, count)
