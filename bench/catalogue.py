@@ -22,7 +22,7 @@ class Scenario:
 
 
 SCENARIOS: Mapping[str, Scenario] = {
-    "throughput": Scenario(scenarios.throughput, 4000, {"steps_per_insert": "≥ 1.5 × pgbench's inserts"}),
+    "throughput": Scenario(scenarios.throughput, 6000, {"steps_per_insert": "≥ 1.5 × pgbench's inserts"}),
     "latency": Scenario(scenarios.latency, 100, {"p50_ms": "p50 ≤ 10 ms", "p95_ms": "p95 ≤ 25 ms"}),
     "event": Scenario(scenarios.event_latency, 100, {"p50_ms": "p50 ≤ 10 ms", "p95_ms": "p95 ≤ 25 ms"}),
     "start": Scenario(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -13,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 from unittest import mock
+
+import psycopg
 
 from bench.work import value
 from bench.workflows import WORKFLOWS
@@ -62,6 +65,16 @@ def worker_process(engine: WorkflowEngine, claims_to: Path | None = None) -> Ite
         yield worker
 
 
+def drain_by_process(engine: WorkflowEngine) -> float:
+    """Have all runs finished by a worker process; how long it took from its first claim on, in seconds."""
+    with _process(engine), psycopg.connect(engine.conninfo, autocommit=True) as conn:
+        while conn.execute("select from pgworkflows.queue limit 1").fetchone() is not None:
+            time.sleep(0.005)
+        took = conn.execute("select extract(epoch from clock_timestamp() - min(started_at)) from pgworkflows.runs")
+        [(seconds,)] = took.fetchall()
+    return float(seconds)
+
+
 @contextmanager
 def _process(engine: WorkflowEngine, claims_to: Path | None = None) -> Iterator[WorkerProcess]:
     process = subprocess.Popen(
@@ -86,6 +99,7 @@ def main() -> None:
         if len(sys.argv) > 1:
             stack.enter_context(noting_claims(stack.enter_context(Path(sys.argv[1]).open("w"))))
         worker = stack.enter_context(WorkflowEngine(workflows=WORKFLOWS)).worker()
+        gc.freeze()  # as the command `pgworkflows worker` does
         threading.Thread(target=stop_at_the_end_of_input, args=(worker,), daemon=True).start()
         worker.run_forever()
 

@@ -8,6 +8,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from uuid import UUID
 
 from pgworkflows.backoff import Backoff
 from pgworkflows.claims import WorkerConnection
@@ -82,12 +83,11 @@ class Scribe(threading.Thread):
         """Write an entry as soon as possible. What became of it is told in the thread that finds out: this one, which
         writes itself where nothing else is to be written or worked on, another one that submits something, or the
         scribe's."""
-        if self._flight is None and self._alone() and not self._closing and not self._entries:
-            if self._pen.acquire(blocking=False):
-                if self._flight is None:
-                    self._write_at_once(execution, entry)
-                    return
-                self._put_down_pen()
+        if self._is_quiet() and self._alone() and not self._closing and self._pen.acquire(blocking=False):
+            if self._is_quiet():
+                self._write_at_once(execution, entry)
+                return
+            self._put_down_pen()
         self._entries.append((execution, entry))
         self._help()
 
@@ -150,6 +150,10 @@ class Scribe(threading.Thread):
 
     # In any thread.
 
+    def _is_quiet(self) -> bool:
+        """Whether there is nothing to write, and nothing under way."""
+        return self._flight is None and not self._entries
+
     def _move_on(self) -> None:
         self._pen.acquire()
         self._advance()
@@ -197,18 +201,22 @@ class Scribe(threading.Thread):
             return
         worker_id = self._holdings.worker_id
         batch = self._gather([])
-        try:
-            if not any([execution.dropped for execution, _ in batch]):
-                outcomes = spelled(worker_id, [entry for _, entry in batch])
-                if len(outcomes.entries) + len(outcomes.steps) <= MAX_FLIGHT_LENGTH:
-                    self._conn.send("flush", outcomes)
-                    self._flight = Flight(batch)
-                    self._bell.set()
-        except Exception:  # the scribe will meet it, too, and tell
-            pass
-        finally:
-            if self._flight is None:
-                self._entries.extendleft(reversed(batch))
+        with suppress(Exception):  # the scribe will meet it, too, and tell
+            if self._send(worker_id, batch):
+                self._flight = Flight(batch)
+                self._bell.set()
+                return
+        self._entries.extendleft(reversed(batch))
+
+    def _send(self, worker_id: UUID, batch: Sequence[Pending]) -> bool:
+        """Send a batch to the server, unless there is too much of it, or something in it that is not wanted."""
+        if any(execution.dropped for execution, _ in batch):
+            return False
+        outcomes = spelled(worker_id, [entry for _, entry in batch])
+        if len(outcomes.entries) + len(outcomes.steps) > MAX_FLIGHT_LENGTH:
+            return False
+        self._conn.send("flush", outcomes)
+        return True
 
     def _gather(self, batch: list[Pending]) -> list[Pending]:
         """The next batch: these, and what has come in."""

@@ -42,7 +42,10 @@ class Point:
     @property
     def holds_a_call(self) -> bool:
         """Whether it writes what came of the call of a step: without it, that is called again."""
-        return re.search(r"\b(run|poll) (completed|failed|retrying|waiting)|several runs", self.write) is not None
+        return (
+            re.search(r"\b(run|poll) (completed|failed|retrying|waiting)|several runs|in flight", self.write)
+            is not None
+        )
 
 
 @dataclass(frozen=True)
@@ -95,6 +98,7 @@ WORKER_POINTS: tuple[Point, ...] = (
     Point("flush: fail, run failed", ("flawed",)),
     Point("flush: retry, run failed", ("flawed",), options={"retries": 1}),
     Point("flush: several runs", ("crowd",), runs=8, repeated=None),
+    Point("flush: in flight", ("crowd",), runs=8, repeated=None),
     # waits
     Point("flush: suspend timer, run completed, delay waiting", ("delay",)),
     Point(_ended("delay completed"), ("delay",)),

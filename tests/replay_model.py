@@ -190,11 +190,11 @@ class Database:
             if step.status is not StepStatus.CANCELLED:
                 continue
             if step.kind is StepKind.RUN:
-                self.steps[step_id] = replace(
-                    step, status=StepStatus.RETRYING, prior_attempts=step.attempts, wake_at=None
+                self.steps[step_id] = step._replace(
+                    status=StepStatus.RETRYING, prior_attempts=step.attempts, wake_at=None
                 )
             else:
-                self.steps[step_id] = replace(step, status=StepStatus.WAITING)
+                self.steps[step_id] = step._replace(status=StepStatus.WAITING)
         self._becomes(RunStatus.PENDING)
         self.error = self.scheduled_at = None
         self.retry_count = 0
@@ -361,8 +361,8 @@ class Database:
             if step.status is not StepStatus.FAILED:
                 continue
             if step.kind in CALLED:
-                self.steps[step.step_id] = replace(
-                    step, status=StepStatus.RETRYING, prior_attempts=step.attempts, wake_at=None, deadline_at=None
+                self.steps[step.step_id] = step._replace(
+                    status=StepStatus.RETRYING, prior_attempts=step.attempts, wake_at=None, deadline_at=None
                 )
             else:
                 del self.steps[step.step_id]
@@ -370,13 +370,13 @@ class Database:
     def _end_waits(self) -> None:
         for step_id, step in self.steps.items():
             if step.status in (StepStatus.WAITING, StepStatus.RETRYING):
-                self.steps[step_id] = replace(step, status=StepStatus.CANCELLED)
+                self.steps[step_id] = step._replace(status=StepStatus.CANCELLED)
 
     def _complete_wait(self, kind: StepKind, output: str) -> bool:
         step = self.steps.get(self.current_step_id or "")
         if step is None or step.kind is not kind or step.status is not StepStatus.WAITING:
             return False
-        self.steps[step.step_id] = replace(step, status=StepStatus.COMPLETED, output=output)
+        self.steps[step.step_id] = step._replace(status=StepStatus.COMPLETED, output=output)
         return True
 
     def _after(self, span: timedelta | None) -> datetime | None:

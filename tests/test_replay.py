@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from types import MappingProxyType
@@ -102,7 +102,7 @@ def stored(*steps: StoredStep | tuple[str, str]) -> list[StoredStep]:
         else StoredStep(0, step[0], StepKind.RUN, StepStatus.COMPLETED, step[1], None, 1)
         for step in steps
     ]
-    return [replace(step, position=position) for position, step in enumerate(given)]
+    return [step._replace(position=position) for position, step in enumerate(given)]
 
 
 def waiting(step_id: str, kind: StepKind, wake_at: datetime | None = None, **fields: Any) -> StoredStep:
@@ -200,7 +200,7 @@ def test_the_first_run_sees_what_a_replay_sees(fn: Callable[[], Any], value: Any
     turn = told.returns(call_of(told.begin()), value)
     rows = list(turn.writes)
     polled = call_of(turn)
-    rows += told.returns(replace(polled, last_poll=True), value).writes
+    rows += told.returns(polled._replace(last_poll=True), value).writes
     first, saw = saw, []
     history = [
         StoredStep(row.position, row.step_id, StepKind(row.kind), StepStatus(row.status), row.output) for row in rows
@@ -673,7 +673,7 @@ def test_a_wait_with_a_schema_gives_what_the_schema_says_or_none_on_timeout() ->
     turn = begin(handler, (), mail(("payment", data, NOW)))
     assert isinstance(turn.decision, Complete)
     assert "Decimal('1.50')" in turn.decision.output
-    history = [replace(waiting("paid", StepKind.WAIT_FOR), status=StepStatus.COMPLETED, output="null")]
+    history = [waiting("paid", StepKind.WAIT_FOR)._replace(status=StepStatus.COMPLETED, output="null")]
     assert begin(handler, history).decision == Complete('"None"')
 
 
@@ -731,7 +731,7 @@ def test_a_pause_waits_for_somebody() -> None:
     assert ([row.status for row in turn.writes], turn.decision) == (["waiting"], Suspend("stop", "pause"))
     still = waiting("stop", StepKind.PAUSE)
     assert begin(handler, [still]) == Turn((), (), Suspend("stop", "pause"))
-    assert begin(handler, [replace(still, status=StepStatus.COMPLETED, output="null")]).decision == Complete(
+    assert begin(handler, [still._replace(status=StepStatus.COMPLETED, output="null")]).decision == Complete(
         '"went on"'
     )
 
@@ -1087,7 +1087,7 @@ def test_the_timeline_holds_the_outputs_of_the_steps_passed_so_far() -> None:
         ([("first", "1"), waiting("it", StepKind.WAIT_FOR)], []),
         ([("first", "1"), taken_back("it", 0, StepKind.WAIT_FOR)], []),
         ([taken_back("first")], []),
-        ([("first", "1"), replace(waiting("it", StepKind.WAIT_FOR), status=StepStatus.COMPLETED)], ["after it"]),
+        ([("first", "1"), waiting("it", StepKind.WAIT_FOR)._replace(status=StepStatus.COMPLETED)], ["after it"]),
     ],
     ids=repr,
 )

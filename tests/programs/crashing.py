@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any
@@ -40,7 +40,8 @@ from pgworkflows import (
     peers,
     workflow,
 )
-from pgworkflows.schema import script, statement
+from pgworkflows.schema import numbered_statement, script, statement
+from pgworkflows.sessions import OwnConnection
 
 AT_ONCE = 6
 LONGEST_ACT_S = 60
@@ -52,7 +53,8 @@ peers.SILENCE_S = 0.4
 # Writes --------------------------------------------------------------------------------------------------------------
 
 NAMES = [each.name.removesuffix(".sql") for each in files("pgworkflows.sql").iterdir() if each.name.endswith(".sql")]
-STATEMENTS = {spelled(name, "pgworkflows").encode(): name for name in NAMES for spelled in (statement, script)}
+SPELLED = (statement, numbered_statement, script)
+STATEMENTS = {spelled(name, "pgworkflows").encode(): name for name in NAMES for spelled in SPELLED}
 
 
 def writes_of(name: str, params: Any) -> set[str]:
@@ -108,7 +110,21 @@ class Fate:
                 execute(cursor, query, params, **options)
             return die()
 
+        send = OwnConnection.send
+
+        def watched_send(conn: OwnConnection, sql: str, params: Sequence[str | None]) -> None:
+            if not self._meets(writes_of(STATEMENTS[sql.encode()], params) | {"flush: in flight"}):
+                return send(conn, sql, params)
+            if self._moment != "before":
+                send(conn, sql, params)
+                while conn.pgconn.flush():
+                    pass
+            while self._moment == "after" and conn.received() is None:
+                time.sleep(0.001)
+            return die()
+
         psycopg.Cursor.execute = watched  # type: ignore[assignment,method-assign]  # to be killed in it
+        OwnConnection.send = watched_send  # type: ignore[assignment,method-assign]  # the same
 
     def _meets(self, writes: set[str]) -> bool:
         """Note the writes; whether this is where it ends."""
