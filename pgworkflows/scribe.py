@@ -197,7 +197,7 @@ class Scribe(threading.Thread):
 
     def _launch(self) -> None:
         """Send what has gathered, if that is quickly done; or leave it where it is, to the scribe."""
-        if self._grounded or not self._conn.can_send:
+        if self._grounded or self._failed_at_once is not None or not self._conn.can_send:
             return
         worker_id = self._holdings.worker_id
         batch = self._gather([])
