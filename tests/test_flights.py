@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import psycopg
@@ -25,14 +25,13 @@ class Departures:
     def __init__(self) -> None:
         self.by: list[str] = []
         self.entries: list[int] = []
-        self.then: Any = None
+        self.then: list[Callable[[WorkerConnection], object]] = []
 
     def sent(self, conn: WorkerConnection, params: Sequence[str | None]) -> None:
         self.by.append(threading.current_thread().name)
         self.entries.append(str(params[1]).count('"claim_id"'))
-        then, self.then = self.then, None
-        if then is not None:
-            then(conn)
+        if self.then:
+            self.then.pop(0)(conn)
 
 
 @pytest.fixture
@@ -103,12 +102,17 @@ def test_a_flight_lands_while_every_thread_is_in_a_long_step(
 def test_what_was_in_the_air_when_the_session_ended_is_written_once(
     engine: WorkflowEngine, departures: Departures, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def hold_all(_conn: WorkerConnection) -> None:
+        holder.execute("lock table pgworkflows.steps in exclusive mode")
+
     def end_session(conn: WorkerConnection) -> None:
         rows(engine.conninfo, "select pg_terminate_backend(%s)", conn.open().info.backend_pid)
+        holder.rollback()
 
-    departures.then = end_session
-    runs = engine.start_workflows("counts", list(range(RUNS)))
-    engine.worker().run_until_idle("30s")
+    with psycopg.connect(engine.conninfo) as holder:
+        departures.then = [hold_all, end_session]
+        runs = engine.start_workflows("counts", list(range(RUNS)))
+        engine.worker().run_until_idle("30s")
     assert_all_done(engine, runs)
     assert "writing the outcomes of steps failed, trying again" in caplog.text
     assert "works again" in caplog.text
@@ -126,7 +130,7 @@ def test_an_answer_that_is_lost_after_the_commit_leaves_each_step_stored_once(
         rows(engine.conninfo, "select pg_terminate_backend(%s)", pid)
         conn.open().pgconn.finish()
 
-    departures.then = lose_the_answer
+    departures.then = [lose_the_answer]
     runs = engine.start_workflows("counts", list(range(RUNS)))
     engine.worker().run_until_idle("30s")
     assert_all_done(engine, runs)
@@ -140,7 +144,7 @@ def test_one_run_that_is_locked_holds_up_no_other(engine: WorkflowEngine, depart
         holder.execute("select from pgworkflows.queue where run_id = %s for update", [held.id])
 
     with psycopg.connect(engine.conninfo) as holder:
-        departures.then = hold
+        departures.then = [hold]
         with working(engine):
             for run in others:
                 assert engine.wait_for_run(run.id, timeout=20).status == "completed"
@@ -214,7 +218,7 @@ def test_a_worker_that_is_told_to_stop_waits_for_what_is_in_the_air(
 ) -> None:
     runs = engine.start_workflows("counts", list(range(RUNS)))
     worker = engine.worker()
-    departures.then = lambda _conn: worker.stop()
+    departures.then = [lambda _conn: worker.stop()]
     worker.run_forever()
     in_hand = "select count(*) from pgworkflows.queue where status = 'running'"
     assert value(engine.conninfo, in_hand) == 0
