@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 import psycopg
+from psycopg.errors import error_from_result
 from psycopg.pq import ExecStatus
 
-from pgworkflows.database import Refused, Unavailable, connect_worker, sorted_out
+from pgworkflows.database import Locked, Refused, Unavailable, connect_worker, sorted_out
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.history import ChildEnd, ErrorInfo, StepKind, StepStatus, StoredChild, StoredEvent, StoredStep
 from pgworkflows.jsontext import ENCODED
@@ -131,9 +132,7 @@ class WorkerConnection:
         except UnicodeEncodeError as error:
             raise Refused(str(error), type(error).__name__) from error
         except psycopg.Error as error:
-            if conn.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-                self.close()  # a primary that has become a standby: the next connection may find the new primary
-            raise sorted_out(error) from error
+            raise self._sorted_out(error) from error
         return None if row is None else row[0]
 
     @property
@@ -159,22 +158,26 @@ class WorkerConnection:
             answer.poll(limit_s * 1000)
 
     def answered(self) -> Answered | None:
-        """The answer to what was sent, None while it is not there. Raises Unavailable if the connection broke, Refused
-        if the answer is an error of any kind, which `fetch` would sort out."""
+        """The answer to what was sent, None while it is not there. Raises as `fetch` does."""
         conn = self._conn
         if conn is None:
             raise Unavailable("the connection was closed")
         try:
             result = conn.received()
+            if result is None:
+                return None
+            if result.status != ExecStatus.TUPLES_OK:
+                raise error_from_result(result)
         except psycopg.Error as error:
-            self.close()
-            raise Unavailable(str(error).strip()) from error
-        if result is None:
-            return None
-        if result.status != ExecStatus.TUPLES_OK:
-            raise Refused(result.get_error_message())
+            raise self._sorted_out(error) from error
         text = result.get_value(0, 0)
         return Answered(None if text is None else text.decode())
+
+    def _sorted_out(self, error: psycopg.Error) -> Unavailable | Refused | Locked:
+        conn = self._conn
+        if conn is not None and (conn.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction)):
+            self.close()  # a primary that has become a standby: the next connection may find the new primary
+        return sorted_out(error)
 
     def open(self) -> OwnConnection:
         """The session, opened if there is none. Raises Unavailable."""

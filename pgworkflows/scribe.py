@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pgworkflows.backoff import Backoff
 from pgworkflows.claims import WorkerConnection
-from pgworkflows.database import Refused, Unavailable
+from pgworkflows.database import Locked, Refused, Unavailable
 from pgworkflows.held_over import HeldOver, Pending
 from pgworkflows.holdings import Holdings
 from pgworkflows.journal import Answer, Entry, Verdict, answers, spelled, write
@@ -245,7 +245,7 @@ class Scribe(threading.Thread):
             backoff.succeeded()
             self._tell(flight.batch, flight.told)
             return
-        if isinstance(flight.told, Exception) and not isinstance(flight.told, Refused):
+        if isinstance(flight.told, Exception) and not isinstance(flight.told, Refused | Locked):
             self._give_up.wait(backoff.failed(flight.told))
         self._write(flight.batch, backoff)
 

@@ -224,12 +224,9 @@ class Both:
 
 def earlier(row: Any, span: timedelta) -> Any:
     """A row with all its moments so much earlier."""
-    moments = {
-        field.name: getattr(row, field.name) - span
-        for field in fields(row)
-        if isinstance(getattr(row, field.name), datetime)
-    }
-    return replace(row, **moments)
+    values = row._asdict() if isinstance(row, tuple) else {each.name: getattr(row, each.name) for each in fields(row)}
+    moved = {name: value - span if isinstance(value, datetime) else value for name, value in values.items()}
+    return type(row)(**moved)
 
 
 def comparable_step(step: StoredStep) -> tuple[object, ...]:
