@@ -33,7 +33,7 @@ class Pool:
         self._here = threading.local()
         self._lock = threading.Lock()
         self._threads: set[threading.Thread] = set()
-        self._busy = 0
+        self._at_work: set[int] = set()
         self._hanging = 0
         self._turns = 0
 
@@ -56,12 +56,12 @@ class Pool:
     @property
     def one_works(self) -> bool:
         """Whether one thread has something to do, and no other will have."""
-        return self._busy == 1 and not self._ready
+        return len(self._at_work) == 1 and not self._ready
 
     @property
     def free(self) -> int:
         """How many threads have nothing to do but to take what waits."""
-        return len(self._threads) - self._busy
+        return len(self._threads) - len(self._at_work)
 
     @property
     def turns(self) -> int:
@@ -130,14 +130,13 @@ class Pool:
             return False
         if self._ready:
             self._wake()
-        with self._lock:
-            self._busy += 1
+        me = threading.get_ident()
+        self._at_work.add(me)
         try:
             self._work(execution)
         finally:
-            with self._lock:
-                self._busy -= 1
-                self._turns += 1
+            self._at_work.discard(me)
+            self._turns += 1  # one that two threads count at once may be lost: it is for the pace
         return True
 
 

@@ -224,7 +224,7 @@ class Both:
 
 def earlier(row: Any, span: timedelta) -> Any:
     """A row with all its moments so much earlier."""
-    values = row._asdict() if isinstance(row, tuple) else {each.name: getattr(row, each.name) for each in fields(row)}
+    values = row._asdict() if hasattr(row, "_asdict") else {each.name: getattr(row, each.name) for each in fields(row)}
     moved = {name: value - span if isinstance(value, datetime) else value for name, value in values.items()}
     return type(row)(**moved)
 
