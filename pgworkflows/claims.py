@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import select
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -25,6 +25,7 @@ from pgworkflows.sessions import OwnConnection
 from pgworkflows.store import interval_text, moment_from
 
 WORKER_LOCK_TIMEOUT_MS = 1000
+LONGEST_WAIT_S = 60.0
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -135,16 +136,37 @@ class WorkerConnection:
             raise self._sorted_out(error) from error
         return None if row is None else row[0]
 
-    @property
-    def can_send(self) -> bool:
-        """Whether `send` may be used: the session is open, and needs nothing first."""
-        return self._conn is not None and self._conn.can_send
+    def prepare(self, name: str) -> None:
+        """Open the session, and have it know the statement `name`, which is then asked for and sent with less ado.
+        Raises as `fetch`."""
+        conn = self.open()
+        try:
+            conn.prepare(numbered_statement(name, self._schema))
+        except psycopg.Error as error:
+            raise self._sorted_out(error) from error
+
+    def can_send(self, name: str) -> bool:
+        """Whether `send` and `ask` may be used: the session is open, the statement prepared."""
+        return self._conn is not None and self._conn.can_send(numbered_statement(name, self._schema))
+
+    def ask(self, name: str, params: Sequence[str | None]) -> str | None:
+        """The same as `fetch`, with less ado, if it `can_send`."""
+        self._send(name, params)
+        while (answer := self.answered()) is None:
+            self.wait_for_answer(LONGEST_WAIT_S)
+        return answer.text
 
     def send(self, name: str, params: Sequence[str | None]) -> None:
-        """Send the statement `name` without waiting for the server, if that `can_send`. Raises Unavailable."""
+        """Send the statement `name` without waiting for the server, if it `can_send`: `answered` will tell. Raises
+        Unavailable."""
+        self._send(name, params)
+
+    def _send(self, name: str, params: Sequence[str | None]) -> None:
         assert self._conn is not None
         try:
             self._conn.send(numbered_statement(name, self._schema), params)
+        except UnicodeEncodeError as error:
+            raise Refused(str(error), type(error).__name__) from error
         except psycopg.Error as error:
             self.close()  # who knows how much of it has gone
             raise Unavailable(str(error).strip()) from error
@@ -152,10 +174,9 @@ class WorkerConnection:
     def wait_for_answer(self, limit_s: float) -> None:
         """Return when there is something of the answer, and after this time at the latest. Any thread may wait."""
         conn = self._conn
-        if conn is not None and not conn.closed:
-            answer = select.poll()
-            answer.register(conn.fileno(), select.POLLIN)
-            answer.poll(limit_s * 1000)
+        if conn is not None:
+            with suppress(psycopg.Error):  # it is closed
+                conn.wait_to_receive(limit_s)
 
     def answered(self) -> Answered | None:
         """The answer to what was sent, None while it is not there. Raises as `fetch` does."""
@@ -294,7 +315,7 @@ def error_from(error: Mapping[str, Any]) -> ErrorInfo:
 
 def flush(conn: WorkerConnection, outcomes: Outcomes) -> list[dict[str, Any]]:
     """Write the outcomes of many runs; what is not in the answer was written."""
-    answer = conn.fetch("flush", outcomes)
+    answer = conn.ask("flush", outcomes) if conn.can_send("flush") else conn.fetch("flush", outcomes)
     return [] if answer is None else json.loads(answer)
 
 

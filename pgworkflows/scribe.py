@@ -101,8 +101,8 @@ class Scribe(threading.Thread):
 
     def run(self) -> None:
         backoff = Backoff(self._logger, "writing the outcomes of steps")
-        with self._pen, suppress(Unavailable):
-            self._conn.open()  # before there is anything to write; if that fails now, it is told when there is
+        with self._pen, suppress(Unavailable, Refused, Locked):
+            self._conn.prepare("flush")  # before there is anything to write; what fails now is told when there is
         while not self._give_up.is_set():
             self._bell.clear()
             self._grounded = self._held_over.is_due
@@ -197,7 +197,7 @@ class Scribe(threading.Thread):
 
     def _launch(self) -> None:
         """Send what has gathered, if that is quickly done; or leave it where it is, to the scribe."""
-        if self._grounded or self._failed_at_once is not None or not self._conn.can_send:
+        if self._grounded or self._failed_at_once is not None or not self._conn.can_send("flush"):
             return
         worker_id = self._holdings.worker_id
         batch = self._gather([])
@@ -265,6 +265,8 @@ class Scribe(threading.Thread):
             try:
                 with self._pen:
                     told = write(self._conn, worker_id, [entry for _, entry in batch])
+                    with suppress(Unavailable, Refused, Locked):
+                        self._conn.prepare("flush")  # the connection may be a new one
             except Exception as error:  # whatever it is, what is in the batch must be written
                 self._give_up.wait(backoff.failed(error))
                 continue

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
@@ -9,6 +10,8 @@ from typing import Any
 
 import psycopg
 from psycopg import Cursor, IsolationLevel
+from psycopg.errors import error_from_result
+from psycopg.pq import ExecStatus
 from psycopg.pq.abc import PGresult
 
 PLANS_LAST_S = 5.0
@@ -38,7 +41,12 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
     _settings: tuple[str, str | None] = ("0", None)
     _served = 0
     _planned_at = 0.0
+    _all_sent = True
     _result: PGresult | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._known: dict[str, bytes] = {}
 
     def is_pooled(self, *, lock_timeout_ms: int, statement_timeout: str | None) -> None:
         """From now on, every transaction brings its settings. None leaves the server's."""
@@ -66,21 +74,33 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
             raise
         return cursor
 
-    @property
-    def can_send(self) -> bool:
-        """Whether a statement may be sent alone: with no settings before it, and by plans that serve."""
-        return not self.pooled and not self.closed and not self._plans_are_old
+    def prepare(self, sql: str) -> None:
+        """Have the server know a statement, with `$1`, `$2` for its parameters, that is going to be sent again and
+        again. Nothing happens behind a pooler."""
+        if self.pooled or sql in self._known:
+            return
+        name = f"pgworkflows_{len(self._known)}".encode()
+        result = self.pgconn.prepare(name, sql.encode())
+        if result.status != ExecStatus.COMMAND_OK:
+            raise error_from_result(result)
+        self._known[sql] = name
+
+    def can_send(self, sql: str) -> bool:
+        """Whether `send` may be used: the statement is prepared, and the plans serve that were made for it."""
+        return sql in self._known and not self.closed and not self._plans_are_old
 
     def send(self, sql: str, params: Sequence[str | None]) -> None:
-        """Begin what `run` does, without waiting for the server, if it `can_send`. Nothing else may be asked of the
-        session until `received` has given the answer. Parameters are `$1`, `$2` in the text."""
+        """Begin what `run` does, without waiting for the server, if it `can_send`; and without a cursor, which costs as
+        much as all else that Python does for a small statement. Nothing else may be asked of the session until
+        `received` has given the answer."""
         self._served += 1
-        self.pgconn.send_query_params(sql.encode(), [None if each is None else each.encode() for each in params])
-        self.pgconn.flush()
+        values = [None if each is None else each.encode() for each in params]
+        self.pgconn.send_query_prepared(self._known[sql], values)
+        self._all_sent = not self.pgconn.flush()
 
     def received(self) -> PGresult | None:
         """The answer to what was sent, as soon as all of it is there; None until then. Waits for nothing."""
-        self.pgconn.flush()
+        self._all_sent = self._all_sent or not self.pgconn.flush()
         self.pgconn.consume_input()
         while not self.pgconn.is_busy():
             result = self.pgconn.get_result()
@@ -89,6 +109,12 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
                 return answer
             self._result = result
         return None
+
+    def wait_to_receive(self, limit_s: float) -> None:
+        """Return when `received` has something to do, and after this time at the latest. Any thread may wait."""
+        ready = select.poll()
+        ready.register(self.pgconn.socket, select.POLLIN if self._all_sent else select.POLLIN | select.POLLOUT)
+        ready.poll(limit_s * 1000)
 
     @property
     def _plans_are_old(self) -> bool:

@@ -59,6 +59,7 @@ def sabotage_worker(name: str | None) -> None:
     """Let this process's worker go on after some steps without writing their checkpoints."""
     if name == SKIPPED_CHECKPOINT:
         mock.patch.object(scribe, "write", _write_most).start()
+        mock.patch.object(scribe.Scribe, "_launch", return_value=None).start()
 
 
 def _write_most(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> list[Answer]:

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import UTC, datetime, timedelta
 from importlib.resources import files
 from typing import Any
@@ -40,6 +41,7 @@ from pgworkflows import (
     peers,
     workflow,
 )
+from pgworkflows.claims import WorkerConnection
 from pgworkflows.schema import numbered_statement, script, statement
 from pgworkflows.sessions import OwnConnection
 
@@ -110,10 +112,19 @@ class Fate:
                 execute(cursor, query, params, **options)
             return die()
 
-        send = OwnConnection.send
+        send, send_without_waiting = OwnConnection.send, WorkerConnection.send
+        in_flight = ContextVar("in flight", default=False)
+
+        def sent_without_waiting(conn: WorkerConnection, name: str, params: Sequence[str | None]) -> None:
+            token = in_flight.set(True)
+            try:
+                send_without_waiting(conn, name, params)
+            finally:
+                in_flight.reset(token)
 
         def watched_send(conn: OwnConnection, sql: str, params: Sequence[str | None]) -> None:
-            if not self._meets(writes_of(STATEMENTS[sql.encode()], params) | {"flush: in flight"}):
+            flying = {"flush: in flight"} if in_flight.get() else set()
+            if not self._meets(writes_of(STATEMENTS[sql.encode()], params) | flying):
                 return send(conn, sql, params)
             if self._moment != "before":
                 send(conn, sql, params)
@@ -124,6 +135,7 @@ class Fate:
             return die()
 
         psycopg.Cursor.execute = watched  # type: ignore[assignment,method-assign]  # to be killed in it
+        WorkerConnection.send = sent_without_waiting  # type: ignore[method-assign]  # the same
         OwnConnection.send = watched_send  # type: ignore[assignment,method-assign]  # the same
 
     def _meets(self, writes: set[str]) -> bool:
