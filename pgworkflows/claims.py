@@ -172,7 +172,8 @@ class WorkerConnection:
             raise Unavailable(str(error).strip()) from error
 
     def wait_for_answer(self, limit_s: float) -> None:
-        """Return when there is something of the answer, and after this time at the latest. Any thread may wait."""
+        """Return when there is something of the answer, or the server takes more of what was sent, and after this time
+        at the latest. Any thread may wait."""
         conn = self._conn
         if conn is not None:
             with suppress(psycopg.Error):  # it is closed

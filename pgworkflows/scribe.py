@@ -116,7 +116,7 @@ class Scribe(threading.Thread):
                 continue
             elif self._closing and not self._held_over and self._has_ended():
                 return
-            else:
+            elif not self._entries:  # nobody rings for what came in while this thread had the pen
                 self._bell.wait(self._held_over.rest_s())
         self._pen.acquire(timeout=1.0)  # whoever keeps it hangs, until the connection is closed
         self._conn.close()
