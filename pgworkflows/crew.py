@@ -251,6 +251,7 @@ class Crew:
         # Asked before: once the entry is written, the run is not ours any more either.
         outcome = ExecutionOutcome.LOST if execution.dropped else outcome_of(entry, execution.control)
         self._scribe.submit(execution, entry)
+        self._pool.hand_on()
         execution.close()
         self._leave(execution, outcome)
 

@@ -48,6 +48,11 @@ class Pool:
         if executions and not hasattr(self._here, "working"):
             self._wake()
 
+    def hand_on(self) -> None:
+        """Leave what waits to another thread: this one of the pool, which may have put it, does not come for it soon."""
+        if self._ready:
+            self._wake()
+
     @property
     def waiting(self) -> int:
         """How many executions wait for a thread."""
@@ -128,8 +133,7 @@ class Pool:
             execution = self._ready.popleft()
         except IndexError:
             return False
-        if self._ready:
-            self._wake()
+        self.hand_on()
         me = threading.get_ident()
         self._at_work.add(me)
         try:

@@ -212,3 +212,64 @@ def test_what_failed_at_once_is_told_before_it_is_sent_again(
     desk.await_written(0)
     assert desk.scribe._failed_at_once is None
     assert "nobody expects this" in caplog.text
+
+
+class SlowToLeave:
+    """A plugin that takes its time when an execution ends."""
+
+    name = "slow to leave"
+
+    def __init__(self) -> None:
+        self.leaving = threading.Event()
+        self.may_leave = threading.Event()
+
+    @contextmanager
+    def wrap_run(self, _: Any) -> Generator[None]:
+        yield
+        self.leaving.set()
+        self.may_leave.wait(20)
+
+
+def test_runs_whose_flight_a_thread_has_landed_do_not_wait_until_it_has_left_a_plugin(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugin = SlowToLeave()
+    pair_goes_on = threading.Event()
+
+    @workflow("guarded", plugins=[plugin])
+    def guarded(step: Step) -> Steps[None]:
+        yield from step.run("only", int)
+
+    @workflow("pair")
+    def pair(step: Step) -> Steps[None]:
+        yield from step.run("first", int)
+        yield from step.run("second", pair_goes_on.set)
+
+    submit, wait_for_answer = Scribe.submit, WorkerConnection.wait_for_answer
+    landed = threading.Event()
+
+    def submitted(self: Scribe, execution: Execution, entry: Entry) -> None:
+        if entry.action != "complete" or execution.run.workflow_id != "guarded":
+            submit(self, execution, entry)
+            return
+        engine.start_workflow("pair")
+        until(lambda: self._flight is not None or pair_goes_on.is_set(), "the other's first step is sent")
+        wait_for_answer(self._conn, 5)
+        submit(self, execution, entry)
+        landed.set()
+
+    def not_the_scribe(conn: WorkerConnection, limit_s: float) -> None:
+        assert landed.wait(20)
+        wait_for_answer(conn, limit_s)
+
+    monkeypatch.setattr(scribe, "GLANCE_EVERY", 1)
+    monkeypatch.setattr(Scribe, "submit", submitted)
+    monkeypatch.setattr(WorkerConnection, "wait_for_answer", not_the_scribe)
+    with WorkflowEngine(database_url, workflows=[guarded, pair]) as engine:
+        engine.start_workflow("guarded")
+        with working(engine, threads=2):
+            assert plugin.leaving.wait(20)
+            try:
+                assert pair_goes_on.wait(5)
+            finally:
+                plugin.may_leave.set()
