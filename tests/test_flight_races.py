@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import os
+import queue
 import random
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -12,12 +15,25 @@ from typing import Any
 import psycopg
 import pytest
 from waiting import until
-from working import Door, HandWorker, rows, value, working
+from working import HandWorker, value, working
 
-from pgworkflows import Plugin, Step, Steps, WorkflowClient, WorkflowEngine, claims, scribe, sessions, workflow
+from pgworkflows import (
+    Step,
+    Steps,
+    StepStatus,
+    WorkflowClient,
+    WorkflowEngine,
+    backoff,
+    claims,
+    database,
+    scribe,
+    sessions,
+    workflow,
+)
 from pgworkflows.claims import WorkerConnection
 from pgworkflows.holdings import Holdings
 from pgworkflows.journal import Answer, Entry, Verdict
+from pgworkflows.replay import StepWrite
 from pgworkflows.runner import Execution
 from pgworkflows.scribe import Scribe
 
@@ -273,3 +289,178 @@ def test_runs_whose_flight_a_thread_has_landed_do_not_wait_until_it_has_left_a_p
                 assert pair_goes_on.wait(5)
             finally:
                 plugin.may_leave.set()
+
+
+class Watched(sessions.OwnConnection):
+    """Notes when two use a session at once, or when it is asked for something while an answer is under way."""
+
+    wrongs: list[str] = []
+    _in_use = threading.Lock()
+    _sent = False
+
+    @contextmanager
+    def _used(self, what: str) -> Generator[None]:
+        if not self._in_use.acquire(blocking=False):
+            self.wrongs.append(f"{what} while another uses it")
+            yield
+            return
+        try:
+            yield
+        finally:
+            self._in_use.release()
+
+    def run(self, *args: Any, **kwargs: Any) -> Any:
+        with self._used("run"):
+            if self._sent:
+                self.wrongs.append("run while an answer is under way")
+            return super().run(*args, **kwargs)
+
+    def send(self, *args: Any) -> None:
+        with self._used("send"):
+            if self._sent:
+                self.wrongs.append("send while an answer is under way")
+            self._sent = True
+            super().send(*args)
+
+    def received(self) -> Any:
+        with self._used("received"):
+            result = super().received()
+            if result is not None:
+                self._sent = False
+            return result
+
+
+class Storm:
+    """Threads that take runs from a queue and submit their next step, as a pool does, while things go wrong."""
+
+    STEPS = 60
+
+    def __init__(self, url: str, runs: int, dice: random.Random) -> None:
+        self.desk = Desk(url, runs)
+        self.desk.scribe._written = self._written
+        self.desk.scribe._answered = self._answered
+        self.desk.scribe._alone = lambda: self.busy == 1
+        self.busy = 0
+        self.wrongs: list[str] = []
+        self.next = dict.fromkeys(self.desk.runs, 0)
+        self.outstanding: dict[Execution, Entry] = {}
+        self.ready: queue.SimpleQueue[Execution | None] = queue.SimpleQueue()
+        self.over: set[Execution] = set()
+        self._url = url
+        self._dice = dice
+
+    def _written(self, batch: Sequence[tuple[Execution, Entry]]) -> None:
+        for execution, entry in batch:
+            self._answered(execution, entry, Answer(Verdict.WRITTEN))
+
+    def _answered(self, execution: Execution, entry: Entry, answer: Answer) -> None:
+        if self.outstanding.pop(execution, None) is not entry:
+            self.wrongs.append(f"an answer that nobody waits for: {answer}")
+        if answer.verdict is Verdict.STALE and execution.dropped:
+            self.over.add(execution)
+        elif answer.verdict is not Verdict.WRITTEN:
+            self.wrongs.append(f"{answer}")
+        elif entry.action == "complete":
+            self.over.add(execution)
+        else:
+            self.ready.put(execution)
+
+    def work(self) -> None:
+        while (execution := self.ready.get()) is not None:
+            self.busy += 1
+            try:
+                self._submit_next(execution)
+            except BaseException as error:
+                self.wrongs.append(repr(error))
+            finally:
+                self.busy -= 1
+
+    def _submit_next(self, execution: Execution) -> None:
+        run, number = execution.run, self.next[execution]
+        self.next[execution] += 1
+        if self._dice.random() < 0.001:
+            execution.dropped = True
+        length = 60_000 if self._dice.random() < 0.02 else 3
+        if number < self.STEPS:
+            step = StepWrite(number, f"s{number}", "run", StepStatus.COMPLETED, f'"{"x" * length}"', attempts=1)
+            entry = Entry(run.run_id, run.claim_id, run.signal, "checkpoint", (step,), step_id=step.step_id)
+        else:
+            entry = Entry(run.run_id, run.claim_id, run.signal, "complete", output="1")
+        if self.outstanding.setdefault(execution, entry) is not entry:
+            self.wrongs.append("two entries of one run")
+        self.desk.scribe.submit(execution, entry)
+
+    def disturb(self, ended: threading.Event) -> None:
+        with psycopg.connect(self._url, autocommit=True) as admin, psycopg.connect(self._url) as holder:
+            while not ended.wait(self._dice.uniform(0.0, 0.03)):
+                what = self._dice.choice(["cut", "lock a run", "lock all"])
+                conn = self.desk.conn._conn
+                if what == "cut" and conn is not None:
+                    with suppress(psycopg.Error):
+                        admin.execute("select pg_terminate_backend(%s)", [conn.info.backend_pid])
+                elif what == "lock a run":
+                    run = self._dice.choice(self.desk.runs).run
+                    holder.execute("select from pgworkflows.queue where run_id = %s for update", [run.run_id])
+                else:
+                    holder.execute("lock table pgworkflows.queue in access exclusive mode")
+                ended.wait(self._dice.uniform(0.0, 0.06))
+                holder.rollback()
+
+    def blow(self, threads: int) -> None:
+        ended = threading.Event()
+        workers = [threading.Thread(target=self.work) for _ in range(threads)]
+        disturber = threading.Thread(target=self.disturb, args=[ended])
+        self.desk.scribe.start()
+        for each in (*workers, disturber):
+            each.start()
+        try:
+            for execution in self.desk.runs:
+                self.ready.put(execution)
+            until(lambda: self.wrongs or len(self.over) == len(self.desk.runs), "all runs are over", within_s=40)
+        finally:
+            ended.set()
+            for _ in workers:
+                self.ready.put(None)
+            for each in (*workers, disturber):
+                each.join(20)
+            self.desk.end()
+
+
+def stumbling(method: Callable[..., Any], dice: random.Random) -> Callable[..., Any]:
+    """The same, but threads that come by are sometimes held up before and after."""
+
+    def stumble() -> None:
+        if dice.random() < 0.15:
+            time.sleep(dice.choice([0.0, 0.0002, 0.003]))
+
+    def stumbled(*args: Any) -> Any:
+        stumble()
+        try:
+            return method(*args)
+        finally:
+            stumble()
+
+    return stumbled
+
+
+@pytest.mark.parametrize("seed", range(int(os.environ.get("FLIGHT_SEEDS", "3"))))
+def test_every_entry_is_written_once_in_a_storm(
+    database_url: str, monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    dice = random.Random(seed)
+    monkeypatch.setattr(database, "OwnConnection", Watched)
+    monkeypatch.setattr(Watched, "wrongs", [])
+    monkeypatch.setattr(scribe, "MAX_FLIGHT_LENGTH", 50_000)
+    monkeypatch.setattr(scribe, "GLANCE_EVERY", dice.choice([1, 4]))
+    monkeypatch.setattr(sessions, "PLANS_LAST_S", 0.05)
+    monkeypatch.setattr(backoff, "FIRST_PAUSE_S", 0.01)
+    for name in ("_land", "_launch", "_gather", "_put_down_pen", "_help", "_write_at_once", "_make_up_for"):
+        monkeypatch.setattr(Scribe, name, stumbling(getattr(Scribe, name), dice))
+    storm = Storm(database_url, dice.choice([2, 5, 30]), dice)
+    storm.blow(dice.choice([1, 2, 6]))
+    assert storm.wrongs == []
+    assert Watched.wrongs == []
+    for execution in storm.desk.runs:
+        stored = value(database_url, "select count(*) from pgworkflows.steps where run_id = %s", execution.run.run_id)
+        if not execution.dropped:
+            assert stored == Storm.STEPS
