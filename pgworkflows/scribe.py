@@ -12,7 +12,7 @@ from uuid import UUID
 
 from pgworkflows.backoff import Backoff
 from pgworkflows.claims import WorkerConnection
-from pgworkflows.database import Locked, Refused, Unavailable
+from pgworkflows.database import Locked, Refused
 from pgworkflows.held_over import HeldOver, Pending
 from pgworkflows.holdings import Holdings
 from pgworkflows.journal import Answer, Entry, Verdict, answers, spelled, write
@@ -101,7 +101,7 @@ class Scribe(threading.Thread):
 
     def run(self) -> None:
         backoff = Backoff(self._logger, "writing the outcomes of steps")
-        with self._pen, suppress(Unavailable, Refused, Locked):
+        with self._pen, suppress(Exception):
             self._conn.prepare("flush")  # before there is anything to write; what fails now is told when there is
         while not self._give_up.is_set():
             self._bell.clear()

@@ -38,8 +38,6 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
     no lock, no LISTEN."""
 
     pooled = False
-    is_sending = False
-    """Whether some of what was sent waits for room in the socket."""
     _settings: tuple[str, str | None] = ("0", None)
     _served = 0
     _planned_at = 0.0

@@ -6,6 +6,7 @@ import logging
 import os
 import queue
 import random
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -31,8 +32,10 @@ from pgworkflows import (
     workflow,
 )
 from pgworkflows.claims import WorkerConnection
+from pgworkflows.embedded import EmbeddedPostgres
 from pgworkflows.holdings import Holdings
 from pgworkflows.journal import Answer, Entry, Verdict
+from pgworkflows.migrate import migrate
 from pgworkflows.replay import StepWrite
 from pgworkflows.runner import Execution
 from pgworkflows.scribe import Scribe
@@ -230,6 +233,48 @@ def test_what_failed_at_once_is_told_before_it_is_sent_again(
     assert "nobody expects this" in caplog.text
 
 
+def test_a_scribe_whose_first_connection_fails_in_an_unheard_of_way_opens_another(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the process has no file descriptor left for a moment."""
+    connect, refused = claims.connect_worker, threading.Event()
+
+    def once_refused(*args: Any, **kwargs: Any) -> Any:
+        if not refused.is_set():
+            refused.set()
+            raise OSError(24, "Too many open files")
+        return connect(*args, **kwargs)
+
+    monkeypatch.setattr(claims, "connect_worker", once_refused)
+    desk.scribe.start()
+    assert refused.wait(10)
+    desk.release(0)
+    desk.await_written(0)
+
+
+def test_a_session_that_is_stopped_under_a_flight_holds_up_neither_the_pool_nor_the_end() -> None:
+    """Nor does what is submitted later raise anything in a thread of the pool."""
+    with EmbeddedPostgres() as server:
+        migrate(server.url)
+        desk = Desk(server.url, 3)
+        desk.scribe.start()
+        desk.await_open()
+        pid = desk.conn.open().info.backend_pid
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            desk.complete(0, f'"{"€" * 900_000}"')
+            until(lambda: desk.scribe._flight, "the flight is under way")
+            desk.release(1)
+            desk.scribe.close(0.1)
+            assert not desk.scribe.is_alive()
+            desk.release(2)
+        finally:
+            os.kill(pid, signal.SIGCONT)
+        assert desk.told == []
+        desk.end()
+
+
+
 class SlowToLeave:
     """A plugin that takes its time when an execution ends."""
 
@@ -416,7 +461,7 @@ class Storm:
         try:
             for execution in self.desk.runs:
                 self.ready.put(execution)
-            until(lambda: self.wrongs or len(self.over) == len(self.desk.runs), "all runs are over", within_s=40)
+            until(lambda: self.wrongs or len(self.over) == len(self.desk.runs), "all runs are over", within_s=20)
         finally:
             ended.set()
             for _ in workers:
@@ -454,7 +499,7 @@ def test_every_entry_is_written_once_in_a_storm(
     monkeypatch.setattr(scribe, "GLANCE_EVERY", dice.choice([1, 4]))
     monkeypatch.setattr(sessions, "PLANS_LAST_S", 0.05)
     monkeypatch.setattr(backoff, "FIRST_PAUSE_S", 0.01)
-    for name in ("_land", "_launch", "_gather", "_put_down_pen", "_help", "_write_at_once", "_make_up_for"):
+    for name in ("_land", "_launch", "_gather", "_put_down_pen", "_help", "_write_at_once", "_make_up_for", "_write"):
         monkeypatch.setattr(Scribe, name, stumbling(getattr(Scribe, name), dice))
     storm = Storm(database_url, dice.choice([2, 5, 30]), dice)
     storm.blow(dice.choice([1, 2, 6]))
