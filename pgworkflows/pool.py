@@ -49,7 +49,7 @@ class Pool:
             self._wake()
 
     def hand_on(self) -> None:
-        """Leave what waits to another thread: this one of the pool, which may have put it, does not come for it soon."""
+        """Leave what waits to another thread: this one, which may have put it, does not come for it soon."""
         if self._ready:
             self._wake()
 

@@ -6,12 +6,13 @@ import logging
 import os
 import queue
 import random
+import select
 import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, ClassVar
 
 import psycopg
 import pytest
@@ -71,9 +72,7 @@ class Desk:
         self._url = url
         holdings = Holdings()
         holdings.worker_id = self.hand.id
-        self.scribe = Scribe(
-            self.conn, holdings, self._written, self._answered, lambda: self.is_alone, LOGGER, "test"
-        )
+        self.scribe = Scribe(self.conn, holdings, self._written, self._answered, lambda: self.is_alone, LOGGER, "test")
 
     def _written(self, batch: Sequence[tuple[Execution, Entry]]) -> None:
         self.told += [(entry.run_id, Verdict.WRITTEN) for _, entry in batch]
@@ -180,7 +179,7 @@ def test_a_connection_that_another_thread_closes_while_the_scribe_looks_for_the_
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The pool's thread that looks at the flight notices first that the session has ended."""
-    interlude, poll = Interlude(), claims.select.poll
+    interlude, poll = Interlude(), select.poll
 
     def polled() -> Any:
         interlude.come_by()
@@ -191,7 +190,7 @@ def test_a_connection_that_another_thread_closes_while_the_scribe_looks_for_the_
         elsewhere(desk.scribe._move_on)
         elsewhere(desk.scribe._move_on)
 
-    monkeypatch.setattr(claims.select, "poll", polled)
+    monkeypatch.setattr(select, "poll", polled)
     desk.scribe.start()
     desk.await_open()
     with desk.held_up():
@@ -233,11 +232,31 @@ def test_what_failed_at_once_is_told_before_it_is_sent_again(
     assert "nobody expects this" in caplog.text
 
 
+def test_nothing_is_sent_while_the_scribe_makes_up_for_a_flight_that_was_refused(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interlude, write = Interlude(), desk.scribe._write
+
+    def about_to_write(batch: Any, *others: Any) -> bool:
+        if batch:
+            interlude.come_by()
+        return write(batch, *others)
+
+    monkeypatch.setattr(desk.scribe, "_write", about_to_write)
+    interlude.ask(lambda: desk.release(1))
+    desk.scribe.start()
+    desk.await_open()
+    desk.complete(0, "no JSON")
+    until(lambda: len(desk.told) == 2, "both have their answers", within_s=8)
+    assert [verdict for _, verdict in desk.told] == [Verdict.REFUSED, Verdict.WRITTEN]
+    assert interlude.over.is_set()
+
+
 def test_a_scribe_whose_first_connection_fails_in_an_unheard_of_way_opens_another(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As where the process has no file descriptor left for a moment."""
-    connect, refused = claims.connect_worker, threading.Event()
+    connect, refused = database.connect_worker, threading.Event()
 
     def once_refused(*args: Any, **kwargs: Any) -> Any:
         if not refused.is_set():
@@ -272,7 +291,6 @@ def test_a_session_that_is_stopped_under_a_flight_holds_up_neither_the_pool_nor_
             os.kill(pid, signal.SIGCONT)
         assert desk.told == []
         desk.end()
-
 
 
 class SlowToLeave:
@@ -339,7 +357,7 @@ def test_runs_whose_flight_a_thread_has_landed_do_not_wait_until_it_has_left_a_p
 class Watched(sessions.OwnConnection):
     """Notes when two use a session at once, or when it is asked for something while an answer is under way."""
 
-    wrongs: list[str] = []
+    wrongs: ClassVar[list[str]] = []
     _in_use = threading.Lock()
     _sent = False
 
@@ -360,12 +378,12 @@ class Watched(sessions.OwnConnection):
                 self.wrongs.append("run while an answer is under way")
             return super().run(*args, **kwargs)
 
-    def send(self, *args: Any) -> None:
+    def send(self, sql: str, params: Sequence[str | None]) -> None:
         with self._used("send"):
             if self._sent:
                 self.wrongs.append("send while an answer is under way")
             self._sent = True
-            super().send(*args)
+            super().send(sql, params)
 
     def received(self) -> Any:
         with self._used("received"):
@@ -489,9 +507,7 @@ def stumbling(method: Callable[..., Any], dice: random.Random) -> Callable[..., 
 
 
 @pytest.mark.parametrize("seed", range(int(os.environ.get("FLIGHT_SEEDS", "3"))))
-def test_every_entry_is_written_once_in_a_storm(
-    database_url: str, monkeypatch: pytest.MonkeyPatch, seed: int
-) -> None:
+def test_every_entry_is_written_once_in_a_storm(database_url: str, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
     dice = random.Random(seed)
     monkeypatch.setattr(database, "OwnConnection", Watched)
     monkeypatch.setattr(Watched, "wrongs", [])
