@@ -186,12 +186,13 @@ class WorkerConnection:
             raise Unavailable("the connection was closed")
         try:
             result = conn.received()
-            if result is None:
-                return None
-            if result.status != ExecStatus.TUPLES_OK:
-                raise error_from_result(result)
         except psycopg.Error as error:
-            raise self._sorted_out(error) from error
+            self.close()  # who knows whether the answer still comes
+            raise sorted_out(error) from error
+        if result is None:
+            return None
+        if result.status != ExecStatus.TUPLES_OK:
+            raise self._sorted_out(error_from_result(result))
         text = result.get_value(0, 0)
         return Answered(None if text is None else text.decode())
 

@@ -252,6 +252,27 @@ def test_nothing_is_sent_while_the_scribe_makes_up_for_a_flight_that_was_refused
     assert interlude.over.is_set()
 
 
+def test_a_session_whose_answer_could_not_be_read_is_not_used_again(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the driver thinks of it: what was sent may still be under way in it."""
+    received, broken = sessions.OwnConnection.received, threading.Event()
+
+    def once_broken(conn: sessions.OwnConnection) -> Any:
+        if not broken.is_set():
+            broken.set()
+            raise psycopg.OperationalError("could not receive data from server")
+        return received(conn)
+
+    monkeypatch.setattr(sessions.OwnConnection, "received", once_broken)
+    desk.scribe.start()
+    desk.await_open()
+    desk.release(0)
+    until(lambda: desk.told, "the run has its answer", within_s=8)
+    [(_, verdict)] = desk.told
+    assert verdict in (Verdict.WRITTEN, Verdict.STALE)  # the latter where what was sent had been carried out
+
+
 def test_a_scribe_whose_first_connection_fails_in_an_unheard_of_way_opens_another(
     desk: Desk, monkeypatch: pytest.MonkeyPatch
 ) -> None:
