@@ -151,17 +151,14 @@ class WorkerConnection:
 
     def ask(self, name: str, params: Sequence[str | None]) -> str | None:
         """The same as `fetch`, with less ado, if it `can_send`."""
-        self._send(name, params)
+        self.send(name, params)
         while (answer := self.answered()) is None:
             self.wait_for_answer(LONGEST_WAIT_S)
         return answer.text
 
     def send(self, name: str, params: Sequence[str | None]) -> None:
         """Send the statement `name` without waiting for the server, if it `can_send`: `answered` will tell. Raises
-        Unavailable."""
-        self._send(name, params)
-
-    def _send(self, name: str, params: Sequence[str | None]) -> None:
+        Unavailable or Refused."""
         assert self._conn is not None
         try:
             self._conn.send(numbered_statement(name, self._schema), params)

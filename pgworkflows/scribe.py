@@ -207,6 +207,7 @@ class Scribe(threading.Thread):
                 self._bell.set()
                 return
         self._entries.extendleft(reversed(batch))
+        self._grounded = True  # until the scribe, which is rung for, has seen to it
 
     def _send(self, worker_id: UUID, batch: Sequence[Pending]) -> bool:
         """Send a batch to the server, unless there is too much of it, or something in it that is not wanted."""
@@ -241,12 +242,13 @@ class Scribe(threading.Thread):
         with self._pen:
             self._grounded = True
             self._flight = None
-        if isinstance(flight.told, list):
+        told, flight.told = flight.told, None  # a traceback leads back to the flight
+        if isinstance(told, list):
             backoff.succeeded()
-            self._tell(flight.batch, flight.told)
+            self._tell(flight.batch, told)
             return
-        if isinstance(flight.told, Exception) and not isinstance(flight.told, Refused | Locked):
-            self._give_up.wait(backoff.failed(flight.told))
+        if told is not None and not isinstance(told, Refused | Locked):
+            self._give_up.wait(backoff.failed(told))
         self._write(flight.batch, backoff)
 
     def _write(self, batch: list[Pending], backoff: Backoff) -> bool:
@@ -265,7 +267,7 @@ class Scribe(threading.Thread):
             try:
                 with self._pen:
                     told = write(self._conn, worker_id, [entry for _, entry in batch])
-                    with suppress(Unavailable, Refused, Locked):
+                    with suppress(Exception):  # the answers are there; the next flush will tell
                         self._conn.prepare("flush")  # the connection may be a new one
             except Exception as error:  # whatever it is, what is in the batch must be written
                 self._give_up.wait(backoff.failed(error))

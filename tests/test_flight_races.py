@@ -92,7 +92,7 @@ class Desk:
 
     def await_open(self) -> None:
         """Wait until a flight can be launched."""
-        until(lambda: self.conn.can_send, "the connection is opened")
+        until(lambda: self.conn.can_send("flush") and not self.scribe._pen.locked(), "the connection is ready")
 
     def await_written(self, *numbers: int) -> None:
         """Wait until these runs, and no others, are told to be written, once each."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
+from uuid import UUID
 
 import psycopg
 import pytest
@@ -13,6 +14,8 @@ from working import Door, rows, value, working
 
 from pgworkflows import Step, Steps, WorkflowEngine, scribe, sessions, workflow
 from pgworkflows.claims import Answered, WorkerConnection
+from pgworkflows.held_over import Pending
+from pgworkflows.scribe import Scribe
 
 pytestmark = pytest.mark.direct("behind a pooler nothing is sent without waiting")
 RUNS = 40
@@ -27,9 +30,9 @@ class Departures:
         self.entries: list[int] = []
         self.then: list[Callable[[WorkerConnection], object]] = []
 
-    def sent(self, conn: WorkerConnection, params: Sequence[str | None]) -> None:
+    def sent(self, conn: WorkerConnection, entries: int) -> None:
         self.by.append(threading.current_thread().name)
-        self.entries.append(str(params[1]).count('"claim_id"'))
+        self.entries.append(entries)
         if self.then:
             self.then.pop(0)(conn)
 
@@ -37,13 +40,15 @@ class Departures:
 @pytest.fixture
 def departures(monkeypatch: pytest.MonkeyPatch) -> Departures:
     departures = Departures()
-    send = WorkerConnection.send
+    send = Scribe._send
 
-    def noted(self: WorkerConnection, name: str, params: Sequence[str | None]) -> None:
-        send(self, name, params)
-        departures.sent(self, params)
+    def noted(self: Scribe, worker_id: UUID, batch: Sequence[Pending]) -> bool:
+        sent = send(self, worker_id, batch)
+        if sent:
+            departures.sent(self._conn, len(batch))
+        return sent
 
-    monkeypatch.setattr(WorkerConnection, "send", noted)
+    monkeypatch.setattr(Scribe, "_send", noted)
     return departures
 
 

@@ -43,7 +43,7 @@ class Server(WorkerConnection):
         self._told = told or {}
         self._away_after = away_after
 
-    def can_send(self, _name: str) -> bool:
+    def can_send(self, name: str) -> bool:
         return False
 
     def fetch(self, name: str, params: Sequence[object]) -> Any:

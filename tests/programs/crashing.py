@@ -41,8 +41,8 @@ from pgworkflows import (
     peers,
     workflow,
 )
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.schema import numbered_statement, script, statement
+from pgworkflows.scribe import Scribe
 from pgworkflows.sessions import OwnConnection
 
 AT_ONCE = 6
@@ -112,13 +112,13 @@ class Fate:
                 execute(cursor, query, params, **options)
             return die()
 
-        send, send_without_waiting = OwnConnection.send, WorkerConnection.send
+        send, launch = OwnConnection.send, Scribe._launch
         in_flight = ContextVar("in flight", default=False)
 
-        def sent_without_waiting(conn: WorkerConnection, name: str, params: Sequence[str | None]) -> None:
+        def launched(writer: Scribe) -> None:
             token = in_flight.set(True)
             try:
-                send_without_waiting(conn, name, params)
+                launch(writer)
             finally:
                 in_flight.reset(token)
 
@@ -135,7 +135,7 @@ class Fate:
             return die()
 
         psycopg.Cursor.execute = watched  # type: ignore[assignment,method-assign]  # to be killed in it
-        WorkerConnection.send = sent_without_waiting  # type: ignore[method-assign]  # the same
+        Scribe._launch = launched  # type: ignore[assignment,method-assign]  # the same
         OwnConnection.send = watched_send  # type: ignore[assignment,method-assign]  # the same
 
     def _meets(self, writes: set[str]) -> bool:
