@@ -77,7 +77,7 @@ def write(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Entry]) -> 
     is halved until the culprit stands alone; so is a batch that is too large for one statement. Raises Unavailable:
     send the whole batch again, for a step that is completed is not written twice.
     """
-    if len(entries) > 1 and sum(map(_length, entries)) > MAX_JSON_LENGTH:
+    if len(entries) > 1 and sum(map(length_of, entries)) > MAX_JSON_LENGTH:
         return _write_halves(conn, worker_id, entries)
     try:
         told = claims.flush(conn, spelled(worker_id, entries))
@@ -95,7 +95,7 @@ def _write_halves(conn: WorkerConnection, worker_id: UUID, entries: Sequence[Ent
     return write(conn, worker_id, entries[:middle]) + write(conn, worker_id, entries[middle:])
 
 
-def _length(entry: Entry) -> int:
+def length_of(entry: Entry) -> int:
     """How many characters of results an entry holds."""
     length = len(entry.output or "") + len(entry.child["input"] if entry.child else "")
     for step in entry.steps:
@@ -119,8 +119,22 @@ def without_results(entry: Entry, reason: str) -> Entry:
     )
 
 
-def spelled(worker_id: UUID, entries: Sequence[Entry]) -> Outcomes:
-    """Entries as a flush takes them."""
+class Piece(NamedTuple):
+    """What an entry adds to the JSON of a flush: an object, and others with commas between them."""
+
+    entry: str
+    steps: str
+
+
+def piece_of(entry: Entry) -> Piece:
+    """An entry's piece of the flush that it is going to be in."""
+    return Piece(_entry_text(entry), ",".join([_step_text(entry.run_id, step) for step in entry.steps]))
+
+
+def spelled(worker_id: UUID, entries: Sequence[Entry], pieces: Sequence[Piece] | None = None) -> Outcomes:
+    """Entries as a flush takes them; `pieces` are theirs, if they are known already."""
+    if pieces is None:
+        pieces = [piece_of(entry) for entry in entries]
     events = [
         {"run_id": entry.run_id, "event_id": taken.event_id, "step_id": taken.step_id}
         for entry in entries
@@ -130,8 +144,8 @@ def spelled(worker_id: UUID, entries: Sequence[Entry]) -> Outcomes:
     parents = {entry.parent_run_id for entry in entries if entry.parent_run_id is not None and entry.ends}
     return Outcomes(
         str(worker_id),
-        f"[{','.join(map(_entry_text, entries))}]",
-        f"[{','.join([_step_text(entry.run_id, step) for entry in entries for step in entry.steps])}]",
+        f"[{','.join([piece.entry for piece in pieces])}]",
+        f"[{','.join([piece.steps for piece in pieces if piece.steps])}]",
         json.dumps(events, ensure_ascii=False) if events else None,
         f"{{{','.join(sorted(parents))}}}" if parents else None,
     )

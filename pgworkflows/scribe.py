@@ -15,7 +15,7 @@ from pgworkflows.claims import WorkerConnection
 from pgworkflows.database import Locked, Refused
 from pgworkflows.held_over import HeldOver, Pending
 from pgworkflows.holdings import Holdings
-from pgworkflows.journal import Answer, Entry, Verdict, answers, spelled, write
+from pgworkflows.journal import Answer, Entry, Piece, Verdict, answers, length_of, piece_of, spelled, write
 from pgworkflows.runner import Execution
 
 MAX_BATCH = 500
@@ -68,7 +68,7 @@ class Scribe(threading.Thread):
         self._answered = answered
         self._alone = alone
         self._logger = logger
-        self._entries: deque[Pending] = deque()
+        self._entries: deque[tuple[Pending, Piece | None]] = deque()
         self._pen = threading.Lock()
         self._bell = threading.Event()
         self._flight: Flight | None = None
@@ -88,7 +88,7 @@ class Scribe(threading.Thread):
                 self._write_at_once(execution, entry)
                 return
             self._put_down_pen()
-        self._entries.append((execution, entry))
+        self._put_down(execution, entry)
         self._help()
 
     def close(self, timeout_s: float) -> None:
@@ -134,10 +134,17 @@ class Scribe(threading.Thread):
             self._failed_at_once = error
         finally:
             if answer.verdict is not Verdict.WRITTEN:
-                self._entries.append((execution, entry))
+                self._put_down(execution, entry)
             self._put_down_pen()
         if answer.verdict is Verdict.WRITTEN:
             self._answered(execution, entry, answer)
+
+    def _put_down(self, execution: Execution, entry: Entry) -> None:
+        """Spelled here, in the thread that has it at hand, so that a flight can leave as soon as one has landed."""
+        piece = None
+        with suppress(Exception):  # the scribe will meet it, and tell
+            piece = piece_of(entry) if length_of(entry) < MAX_FLIGHT_LENGTH else None
+        self._entries.append(((execution, entry), piece))
 
     def _help(self) -> None:
         """See to it that what was put down is written: by a flight, as soon as there is none under way."""
@@ -200,20 +207,21 @@ class Scribe(threading.Thread):
         if self._grounded or self._failed_at_once is not None or not self._conn.can_send("flush"):
             return
         worker_id = self._holdings.worker_id
-        batch = self._gather([])
+        taken = [self._entries.popleft() for _ in range(min(MAX_BATCH, len(self._entries)))]
+        batch = [pending for pending, _ in taken]
         with suppress(Exception):  # the scribe will meet it, too, and tell
-            if self._send(worker_id, batch):
+            if self._send(worker_id, batch, [piece for _, piece in taken if piece is not None]):
                 self._flight = Flight(batch)
                 self._bell.set()
                 return
-        self._entries.extendleft(reversed(batch))
+        self._entries.extendleft(reversed(taken))
         self._grounded = True  # until the scribe, which is rung for, has seen to it
 
-    def _send(self, worker_id: UUID, batch: Sequence[Pending]) -> bool:
+    def _send(self, worker_id: UUID, batch: Sequence[Pending], pieces: Sequence[Piece]) -> bool:
         """Send a batch to the server, unless there is too much of it, or something in it that is not wanted."""
-        if any(execution.dropped for execution, _ in batch):
+        if len(pieces) < len(batch) or any(execution.dropped for execution, _ in batch):
             return False
-        outcomes = spelled(worker_id, [entry for _, entry in batch])
+        outcomes = spelled(worker_id, [entry for _, entry in batch], pieces)
         if len(outcomes.entries) + len(outcomes.steps) > MAX_FLIGHT_LENGTH:
             return False
         self._conn.send("flush", outcomes)
@@ -222,7 +230,7 @@ class Scribe(threading.Thread):
     def _gather(self, batch: list[Pending]) -> list[Pending]:
         """The next batch: these, and what has come in."""
         while len(batch) < MAX_BATCH and self._entries:
-            batch.append(self._entries.popleft())
+            batch.append(self._entries.popleft()[0])
         return batch
 
     # In the scribe's own thread, which may wait.

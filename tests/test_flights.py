@@ -15,6 +15,7 @@ from working import Door, rows, value, working
 from pgworkflows import Step, Steps, WorkflowEngine, scribe, sessions, workflow
 from pgworkflows.claims import Answered, WorkerConnection
 from pgworkflows.held_over import Pending
+from pgworkflows.journal import Piece
 from pgworkflows.scribe import Scribe
 
 pytestmark = pytest.mark.direct("behind a pooler nothing is sent without waiting")
@@ -42,8 +43,8 @@ def departures(monkeypatch: pytest.MonkeyPatch) -> Departures:
     departures = Departures()
     send = Scribe._send
 
-    def noted(self: Scribe, worker_id: UUID, batch: Sequence[Pending]) -> bool:
-        sent = send(self, worker_id, batch)
+    def noted(self: Scribe, worker_id: UUID, batch: Sequence[Pending], pieces: Sequence[Piece]) -> bool:
+        sent = send(self, worker_id, batch, pieces)
         if sent:
             departures.sent(self._conn, len(batch))
         return sent
