@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID
 
 import pytest
-from working import working
+from working import Door, working
 
 from pgworkflows import Step, Steps, WorkflowEngine, claims, journal, scribe, workflow
 from pgworkflows.claims import Outcomes
@@ -29,7 +29,12 @@ class Meeting:
 
 
 @pytest.fixture
-def engine(database_url: str) -> Iterator[WorkflowEngine]:
+def door() -> Door:
+    return Door()
+
+
+@pytest.fixture
+def engine(database_url: str, door: Door) -> Iterator[WorkflowEngine]:
     meeting = Meeting()
 
     @workflow("meet")
@@ -43,7 +48,11 @@ def engine(database_url: str) -> Iterator[WorkflowEngine]:
             yield from step.run(f"s{number}", int)
         return input
 
-    with WorkflowEngine(database_url, workflows=[meet, steps]) as engine:
+    @workflow("held")
+    def held(step: Step) -> Steps[str]:
+        return (yield from step.run("door", door.enter))
+
+    with WorkflowEngine(database_url, workflows=[meet, steps, held]) as engine:
         yield engine
 
 
@@ -66,6 +75,17 @@ def test_steps_that_block_get_all_threads(engine: WorkflowEngine) -> None:
     runs = [engine.start_workflow("meet", number) for number in range(THREADS * 3)]
     with working(engine, threads=THREADS):
         assert [engine.wait_for_run(run.id, timeout=30).output for run in runs] == list(range(THREADS * 3))
+
+
+def test_a_step_that_blocks_among_quick_ones_holds_up_none_of_them(engine: WorkflowEngine, door: Door) -> None:
+    runs = engine.start_workflows("steps", [3] * 100)
+    held = engine.start_workflow("held")
+    more = engine.start_workflows("steps", [3] * 100)
+    with working(engine, threads=2):
+        assert [engine.wait_for_run(run.id, timeout=30).output for run in runs + more] == [3] * 200
+        assert door.inside.is_set()
+        door.open.set()
+        assert engine.wait_for_run(held.id, timeout=30).output == "through the door"
 
 
 def test_a_run_that_is_alone_is_written_by_the_thread_that_works_on_it(
