@@ -10,7 +10,6 @@ from queue import SimpleQueue
 
 from pgworkflows.runner import Execution
 
-
 STAND_BY_S = 0.001
 QUICK_TURNS_PER_S = 25_000
 """What a thread that never waits for anything comes to: a turn costs the interpreter twenty to thirty microseconds."""
@@ -130,7 +129,7 @@ class Pool:
                 self._threads.discard(threading.current_thread())
 
     def _stand_by(self) -> None:
-        """Wait while another thread takes what is ready so quickly that two would only take the lock from each other."""
+        """Wait while another thread takes what is ready so quickly that two would fight for the lock only."""
         while self._ready and self._at_work:
             turns, since = self._turns, time.monotonic()
             time.sleep(STAND_BY_S)
