@@ -18,6 +18,7 @@ from bench.work import count_unfinished, drain, fill_pending, settle
 from bench.worker import worker_process, worker_processes
 from bench.workflows import WORKFLOWS, five, one
 from pgworkflows import WorkflowEngine, claims
+from pgworkflows.worker_connection import WorkerConnection
 
 FEW = 1000
 CLAIMS = 200
@@ -66,7 +67,7 @@ class Claimant:
     """Claims as a worker does, and gives back what it got, so that the backlog stays."""
 
     def __init__(self, engine: WorkflowEngine) -> None:
-        self.conn = claims.WorkerConnection(engine.conninfo, engine.schema)
+        self.conn = WorkerConnection(engine.conninfo, engine.schema)
         self._worker_id = uuid4()
         self._lanes = ("default",)
         claims.register_worker(

@@ -4,28 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import UUID
 
-import psycopg
-from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus
-
-from pgworkflows.database import Locked, Refused, Unavailable, connect_worker, sorted_out
-from pgworkflows.errors import ConfigurationError
 from pgworkflows.history import ChildEnd, ErrorInfo, StepKind, StepStatus, StoredChild, StoredEvent, StoredStep
 from pgworkflows.jsontext import ENCODED
 from pgworkflows.runs import RunStatus
-from pgworkflows.schema import numbered_statement, statement
-from pgworkflows.sessions import OwnConnection
 from pgworkflows.store import interval_text, moment_from
+from pgworkflows.worker_connection import WorkerConnection
 
-WORKER_LOCK_TIMEOUT_MS = 1000
-LONGEST_WAIT_S = 60.0
 NO_HEADERS: Mapping[str, str] = MappingProxyType({})
 
 
@@ -108,110 +98,6 @@ class Beat:
     alive: bool
     controls: tuple[Control, ...]
     peers: tuple[Peer, ...]
-
-
-class Answered(NamedTuple):
-    """The single value that a statement returned, as text."""
-
-    text: str | None
-
-
-class WorkerConnection:
-    """One connection of a worker, opened at first use and again after it broke. For one thread."""
-
-    def __init__(self, conninfo: str, schema: str) -> None:
-        self._conninfo = conninfo
-        self._schema = schema
-        self._conn: OwnConnection | None = None
-
-    def fetch(self, name: str, params: Sequence[object]) -> Any:
-        """The single value that the statement `name` returns. Raises Unavailable, Refused or Locked; after an error of
-        the connection the next call opens a new one."""
-        conn = self.open()
-        try:
-            row = conn.run(statement(name, self._schema), params, prepare=True).fetchone()
-        except UnicodeEncodeError as error:
-            raise Refused(str(error), type(error).__name__) from error
-        except psycopg.Error as error:
-            raise self._sorted_out(error) from error
-        return None if row is None else row[0]
-
-    def prepare(self, name: str) -> None:
-        """Open the session, and have it know the statement `name`, which is then asked for and sent with less ado.
-        Raises as `fetch`."""
-        conn = self.open()
-        try:
-            conn.prepare(numbered_statement(name, self._schema))
-        except psycopg.Error as error:
-            raise self._sorted_out(error) from error
-
-    def can_send(self, name: str) -> bool:
-        """Whether `send` and `ask` may be used: the session is open, the statement prepared."""
-        return self._conn is not None and self._conn.can_send(numbered_statement(name, self._schema))
-
-    def ask(self, name: str, params: Sequence[str | None]) -> str | None:
-        """The same as `fetch`, with less ado, if it `can_send`."""
-        self.send(name, params)
-        while (answer := self.answered()) is None:
-            self.wait_for_answer(LONGEST_WAIT_S)
-        return answer.text
-
-    def send(self, name: str, params: Sequence[str | None]) -> None:
-        """Send the statement `name` without waiting for the server, if it `can_send`: `answered` will tell. Raises
-        Unavailable or Refused."""
-        assert self._conn is not None
-        try:
-            self._conn.send(numbered_statement(name, self._schema), params)
-        except UnicodeEncodeError as error:
-            raise Refused(str(error), type(error).__name__) from error
-        except psycopg.Error as error:
-            self.close()  # who knows how much of it has gone
-            raise Unavailable(str(error).strip()) from error
-
-    def wait_for_answer(self, limit_s: float) -> None:
-        """Return when there is something of the answer, or the server takes more of what was sent, and after this time
-        at the latest. Any thread may wait."""
-        conn = self._conn
-        if conn is not None:
-            with suppress(psycopg.Error):  # it is closed
-                conn.wait_to_receive(limit_s)
-
-    def answered(self) -> Answered | None:
-        """The answer to what was sent, None while it is not there. Raises as `fetch` does."""
-        conn = self._conn
-        if conn is None:
-            raise Unavailable("the connection was closed")
-        try:
-            result = conn.received()
-        except psycopg.Error as error:
-            self.close()  # who knows whether the answer still comes
-            raise sorted_out(error) from error
-        if result is None:
-            return None
-        if result.status != ExecStatus.TUPLES_OK:
-            raise self._sorted_out(error_from_result(result))
-        text = result.get_value(0, 0)
-        return Answered(None if text is None else text.decode())
-
-    def _sorted_out(self, error: psycopg.Error) -> Unavailable | Refused | Locked:
-        conn = self._conn
-        if conn is not None and (conn.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction)):
-            self.close()  # a primary that has become a standby: the next connection may find the new primary
-        return sorted_out(error)
-
-    def open(self) -> OwnConnection:
-        """The session, opened if there is none. Raises Unavailable."""
-        if self._conn is None:
-            try:
-                self._conn = connect_worker(self._conninfo, lock_timeout_ms=WORKER_LOCK_TIMEOUT_MS)
-            except (psycopg.Error, ConfigurationError) as error:
-                raise Unavailable(str(error).strip()) from error
-        return self._conn
-
-    def close(self) -> None:
-        conn, self._conn = self._conn, None
-        if conn is not None:
-            conn.close()
 
 
 def claim(

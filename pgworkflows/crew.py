@@ -15,7 +15,7 @@ from uuid import UUID
 from pgworkflows import claims
 from pgworkflows.alarms import Alarms
 from pgworkflows.calls import Call
-from pgworkflows.claims import ClaimedRun, WorkerConnection
+from pgworkflows.claims import ClaimedRun
 from pgworkflows.database import Locked, Refused, Unavailable, told
 from pgworkflows.definition import Workflow
 from pgworkflows.dispatcher import Dispatcher, Lanes
@@ -36,6 +36,7 @@ from pgworkflows.runner import Execution
 from pgworkflows.scheduler import Scheduler
 from pgworkflows.scribe import Scribe
 from pgworkflows.store import Store
+from pgworkflows.worker_connection import WorkerConnection
 from pgworkflows.wrapping import outcome_of
 
 if TYPE_CHECKING:

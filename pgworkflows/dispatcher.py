@@ -15,7 +15,7 @@ from uuid import UUID
 
 from pgworkflows import claims
 from pgworkflows.backoff import Backoff
-from pgworkflows.claims import Claim, ClaimedRun, WorkerConnection
+from pgworkflows.claims import Claim, ClaimedRun
 from pgworkflows.database import Refused
 from pgworkflows.declarations import declarations
 from pgworkflows.definition import Workflow
@@ -23,6 +23,7 @@ from pgworkflows.holdings import Holdings
 from pgworkflows.low_water import LowWater
 from pgworkflows.payloads import Payloads
 from pgworkflows.pool import Pool
+from pgworkflows.worker_connection import WorkerConnection
 
 QUIET_S = 0.03
 """How long nothing must have been ready before the worker announces that it sleeps."""

@@ -9,10 +9,10 @@ from uuid import UUID
 
 from pgworkflows import claims
 from pgworkflows.backoff import Backoff
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.holdings import Holdings
 from pgworkflows.low_water import LowWater
 from pgworkflows.peers import PeerWatch
+from pgworkflows.worker_connection import WorkerConnection
 
 HEARTBEAT_S = 0.5
 TAKE_OVER_EVERY_S = 5.0

@@ -12,11 +12,12 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from pgworkflows import claims
-from pgworkflows.claims import Outcomes, WorkerConnection
+from pgworkflows.claims import Outcomes
 from pgworkflows.database import Locked, Refused
 from pgworkflows.history import ErrorInfo, StepStatus
 from pgworkflows.limits import MAX_JSON_LENGTH
 from pgworkflows.replay import EventTaken, StepWrite
+from pgworkflows.worker_connection import WorkerConnection
 
 
 class Entry(NamedTuple):

@@ -8,11 +8,11 @@ from collections.abc import Callable
 from datetime import datetime
 
 from pgworkflows.backoff import Backoff
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.database import Locked, Unavailable, told
 from pgworkflows.dispatcher import Lanes
 from pgworkflows.holdings import Holdings
 from pgworkflows.ticks import DueSchedule, due_schedules, fire_schedule
+from pgworkflows.worker_connection import WorkerConnection
 
 LONGEST_REST_S = 5.0
 """How long a schedule that was resumed or declared elsewhere may go unnoticed."""

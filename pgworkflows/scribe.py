@@ -11,12 +11,12 @@ from contextlib import suppress
 from uuid import UUID
 
 from pgworkflows.backoff import Backoff
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.database import Locked, Refused
 from pgworkflows.held_over import HeldOver, Pending
 from pgworkflows.holdings import Holdings
 from pgworkflows.journal import Answer, Entry, Piece, Verdict, answers, length_of, piece_of, spelled, write
 from pgworkflows.runner import Execution
+from pgworkflows.worker_connection import WorkerConnection
 
 MAX_BATCH = 500
 MAX_FLIGHT_LENGTH = 1_000_000

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.timetable import CatchUp, due, parse_schedule
+from pgworkflows.worker_connection import WorkerConnection
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,12 @@ from pgworkflows import (
     workflow,
     workflow_ref,
 )
-from pgworkflows.claims import WORKER_LOCK_TIMEOUT_MS, ClaimedRun, WorkerConnection
+from pgworkflows.claims import ClaimedRun
 from pgworkflows.history import ErrorInfo
 from pgworkflows.journal import WRITTEN, Answer, Entry, Verdict, write
 from pgworkflows.runner import Execution
 from pgworkflows.sessions import OwnConnection
+from pgworkflows.worker_connection import WORKER_LOCK_TIMEOUT_MS, WorkerConnection
 
 
 class Order(BaseModel):

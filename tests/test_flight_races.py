@@ -32,7 +32,6 @@ from pgworkflows import (
     sessions,
     workflow,
 )
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.embedded import EmbeddedPostgres
 from pgworkflows.holdings import Holdings
 from pgworkflows.journal import Answer, Entry, Verdict
@@ -40,6 +39,7 @@ from pgworkflows.migrate import migrate
 from pgworkflows.replay import StepWrite
 from pgworkflows.runner import Execution
 from pgworkflows.scribe import Scribe
+from pgworkflows.worker_connection import WorkerConnection
 
 LOGGER = logging.getLogger("pgworkflows")
 

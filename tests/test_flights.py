@@ -13,10 +13,10 @@ from waiting import until
 from working import Door, rows, value, working
 
 from pgworkflows import Step, Steps, WorkflowEngine, scribe, sessions, workflow
-from pgworkflows.claims import Answered, WorkerConnection
 from pgworkflows.held_over import Pending
 from pgworkflows.journal import Piece
 from pgworkflows.scribe import Scribe
+from pgworkflows.worker_connection import Answered, WorkerConnection
 
 pytestmark = pytest.mark.direct("behind a pooler nothing is sent without waiting")
 RUNS = 40

@@ -13,11 +13,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pgworkflows import journal
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.database import Locked, Refused, Unavailable
 from pgworkflows.decisions import EventTaken, StepWrite
 from pgworkflows.history import ErrorInfo
 from pgworkflows.journal import WRITTEN, Answer, Entry, Verdict, without_results, write
+from pgworkflows.worker_connection import WorkerConnection
 
 WORKER = UUID(int=7)
 

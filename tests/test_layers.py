@@ -64,6 +64,7 @@ FLOORS: Mapping[str, set[str]] = {
         "sessions",
         "sql",
         "store",
+        "worker_connection",
     },
     "3 use cases": {
         "calls",

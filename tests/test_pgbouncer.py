@@ -32,11 +32,11 @@ from pgworkflows import (
     claims,
     workflow,
 )
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.database import connect, connect_worker
 from pgworkflows.embedded import EmbeddedPostgres
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.migrate import migrations
+from pgworkflows.worker_connection import WorkerConnection
 
 pytestmark = pytest.mark.skipif(bouncing.PROGRAM is None, reason=bouncing.MISSING)
 

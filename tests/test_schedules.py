@@ -31,11 +31,12 @@ from pgworkflows import (
     workflow,
     workflow_ref,
 )
-from pgworkflows.claims import WorkerConnection, serve_workflows
+from pgworkflows.claims import serve_workflows
 from pgworkflows.database import Locked
 from pgworkflows.declarations import declarations
 from pgworkflows.ticks import due_schedules, fire_schedule
 from pgworkflows.timetable import CatchUp, Overlap
+from pgworkflows.worker_connection import WorkerConnection
 
 EVERY_MINUTE = Path(__file__).parent / "programs" / "every_minute.py"
 MINUTE = (datetime.now(UTC).minute + 30) % 60

@@ -10,12 +10,12 @@ import pytest
 from working import HandWorker
 
 from pgworkflows import Step, Steps, WorkflowClient, held_over, workflow
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.held_over import HeldOver, Pending
 from pgworkflows.holdings import Holdings
 from pgworkflows.journal import Entry, Verdict
 from pgworkflows.runner import Execution
 from pgworkflows.scribe import Scribe
+from pgworkflows.worker_connection import WorkerConnection
 
 
 @workflow("quick")

@@ -21,8 +21,9 @@ from bouncing import pooled
 from waiting import until
 
 from pgworkflows import Worker, WorkflowEngine, claims, current_step
-from pgworkflows.claims import Claim, ClaimedRun, WorkerConnection
+from pgworkflows.claims import Claim, ClaimedRun
 from pgworkflows.journal import Answer, Entry, write
+from pgworkflows.worker_connection import WorkerConnection
 
 ROOT = Path(__file__).parents[1]
 PROGRAM = ROOT / "tests" / "programs" / "worker.py"

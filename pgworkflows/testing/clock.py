@@ -7,11 +7,11 @@ from collections.abc import Generator
 from contextlib import contextmanager
 from datetime import datetime, timedelta
 
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.database import connect
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.schema import DEFAULT_SCHEMA, script
 from pgworkflows.store import moment_from
+from pgworkflows.worker_connection import WorkerConnection
 
 
 def make_clock_movable(conninfo: str, schema: str = DEFAULT_SCHEMA) -> None:

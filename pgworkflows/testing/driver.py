@@ -12,7 +12,7 @@ from uuid import UUID, uuid4
 from pgworkflows import claims
 from pgworkflows.alarms import Alarms
 from pgworkflows.calls import Call
-from pgworkflows.claims import ClaimedRun, WorkerConnection
+from pgworkflows.claims import ClaimedRun
 from pgworkflows.declarations import declarations
 from pgworkflows.dispatcher import Lanes
 from pgworkflows.engine import WorkflowEngine
@@ -23,6 +23,7 @@ from pgworkflows.plugins import Plugin
 from pgworkflows.runner import Execution
 from pgworkflows.testing.faults import Faults
 from pgworkflows.ticks import due_schedules, fire_schedule
+from pgworkflows.worker_connection import WorkerConnection
 from pgworkflows.wrapping import outcome_of
 
 LEASE = timedelta(days=1)

@@ -8,12 +8,12 @@ from contextlib import ExitStack, closing, contextmanager, suppress
 from typing import Any
 
 from pgworkflows.borrowed import borrowed
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.engine import WorkflowEngine
 from pgworkflows.plugins import Plugin
 from pgworkflows.testing.clock import Clock
 from pgworkflows.testing.lent import LentConnection, WatchedDatabase
 from pgworkflows.testing.workflows import Workflows
+from pgworkflows.worker_connection import WorkerConnection
 
 
 @contextmanager

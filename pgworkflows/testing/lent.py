@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 from pgworkflows.borrowed import borrowed
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.database import Connection, Database, Executor, Params, Row
 from pgworkflows.schema import statement
+from pgworkflows.worker_connection import WorkerConnection
 
 
 class LentConnection(WorkerConnection):

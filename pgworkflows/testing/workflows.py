@@ -6,7 +6,6 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, Self
 
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.durations import Duration, parse_duration
 from pgworkflows.engine import WorkflowEngine
@@ -16,6 +15,7 @@ from pgworkflows.testing.clock import Clock
 from pgworkflows.testing.driver import Driver
 from pgworkflows.testing.faults import Fault, Faults
 from pgworkflows.testing.run import Run
+from pgworkflows.worker_connection import WorkerConnection
 
 STUCK_AFTER = 100
 

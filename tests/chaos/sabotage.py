@@ -11,10 +11,10 @@ from uuid import UUID
 import psycopg
 
 from pgworkflows import scribe
-from pgworkflows.claims import WorkerConnection
 from pgworkflows.history import StepStatus
 from pgworkflows.journal import WRITTEN, Answer, Entry, write
 from pgworkflows.schema import DEFAULT_SCHEMA, render
+from pgworkflows.worker_connection import WorkerConnection
 
 NO_FENCE = "no fence"
 LOST_EVENT = "lost event"
