@@ -41,6 +41,7 @@ from pgworkflows.runner import Execution
 from pgworkflows.scribe import Scribe
 from pgworkflows.worker_connection import WorkerConnection
 
+pytestmark = pytest.mark.direct("behind a pooler nothing is sent without waiting")
 LOGGER = logging.getLogger("pgworkflows")
 
 
