@@ -30,6 +30,7 @@ from pgworkflows import (
     database,
     scribe,
     sessions,
+    worker_connection,
     workflow,
 )
 from pgworkflows.embedded import EmbeddedPostgres
@@ -286,7 +287,7 @@ def test_a_scribe_whose_first_connection_fails_in_an_unheard_of_way_opens_anothe
             raise OSError(24, "Too many open files")
         return connect(*args, **kwargs)
 
-    monkeypatch.setattr(claims, "connect_worker", once_refused)
+    monkeypatch.setattr(worker_connection, "connect_worker", once_refused)
     desk.scribe.start()
     assert refused.wait(10)
     desk.release(0)
