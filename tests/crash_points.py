@@ -89,7 +89,8 @@ WORKER_POINTS: tuple[Point, ...] = (
     Point("take_over", started="orphan"),
     Point("take_over", started="silent", nth=2),
     Point("declare_dead", started="silent"),
-    Point("fire_schedule", started="scheduled"),
+    # Sent, it may be carried out, and its run begun by another thread, before this one gets to its end.
+    Point("fire_schedule", started="scheduled", repeated=None),
     # Its journal: what comes of a step
     Point(_ended("run completed")),
     Point("flush: suspend retry, run retrying", ("flaky",)),
