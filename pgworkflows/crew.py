@@ -23,6 +23,7 @@ from pgworkflows.ear import Ear
 from pgworkflows.failures import outline
 from pgworkflows.healthcheck import WorkerHealth
 from pgworkflows.heartbeat import Heartbeat
+from pgworkflows.held_over import Pending
 from pgworkflows.holdings import Holdings
 from pgworkflows.janitor import Janitor
 from pgworkflows.journal import WRITTEN, Answer, Entry, Verdict, without_results
@@ -299,7 +300,7 @@ class Crew:
                 self._logger.error("pgworkflows: too many steps hang past their timeout; a thread is lost to each")
             self._pool.put(execution)
 
-    def _written(self, batch: Sequence[tuple[Execution, Entry]]) -> None:
+    def _written(self, batch: Sequence[Pending]) -> None:
         """In the thread that finds out: entries are written, and nothing is asked of their runs."""
         going_on: list[Execution] = []
         for execution, entry in batch:

@@ -24,6 +24,7 @@ MAX_FLIGHT_LENGTH = 1_000_000
 GLANCE_EVERY = 4
 """How many entries come in between two glances at a flush under way."""
 WATCH_S = 0.05
+"""How long this thread waits for an answer at most before it looks whether another has taken it."""
 
 
 class Flight:

@@ -26,7 +26,8 @@ class Answered(NamedTuple):
 
 
 class WorkerConnection:
-    """One connection of a worker, opened at first use and again after it broke. For one thread."""
+    """One connection of a worker, opened at first use and again after it broke. For one thread at a time; while one
+    waits for an answer, another may take it."""
 
     def __init__(self, conninfo: str, schema: str) -> None:
         self._conninfo = conninfo
