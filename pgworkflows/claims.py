@@ -200,7 +200,7 @@ def error_from(error: Mapping[str, Any]) -> ErrorInfo:
 
 def flush(conn: WorkerConnection, outcomes: Outcomes) -> list[dict[str, Any]]:
     """Write the outcomes of many runs; what is not in the answer was written."""
-    answer = conn.ask("flush", outcomes) if conn.can_send("flush") else conn.fetch("flush", outcomes)
+    answer = conn.fetch("flush", outcomes)
     return [] if answer is None else json.loads(answer)
 
 

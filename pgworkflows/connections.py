@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from threading import Lock, Semaphore
+from threading import Condition, Lock
 from typing import Any
 
 import psycopg
@@ -35,8 +35,8 @@ class Connections:
         self._connect = connect
         self._size = size
         self._patience_s = patience_s
-        self._free = Semaphore(size)
-        self._lock = Lock()
+        self._freed = Condition(Lock())
+        self._in_use = 0
         # The most recently used last: the others grow old and are closed.
         self._idle: deque[tuple[float, Connection]] = deque()
         self._been_connected = False
@@ -51,34 +51,40 @@ class Connections:
 
     def getconn(self) -> Connection:
         """A connection that works, until `putconn`. Raises ConfigurationError."""
-        if not self._free.acquire(timeout=self._patience_s):
-            raise ConfigurationError(
-                f"no connection was free within {self._patience_s:g} s: all {self._size} of this client are in use"
-            )
+        with self._freed:
+            if self._in_use >= self._size and not self._freed.wait_for(self._is_one_free, self._patience_s):
+                raise ConfigurationError(
+                    f"no connection was free within {self._patience_s:g} s: all {self._size} of this client are in use"
+                )
+            self._in_use += 1
         try:
             return self._kept() or self._opened()
         except BaseException:
-            self._free.release()
+            with self._freed:
+                self._in_use -= 1
+                self._freed.notify()
             raise
 
     def putconn(self, conn: Connection) -> None:
         """Give a connection back."""
         now = time.monotonic()
         old: list[Connection] = []
-        with self._lock:
-            if self._closed or conn.pgconn.transaction_status != TransactionStatus.IDLE:
-                old.append(conn)
-            else:
+        usable = conn.pgconn.transaction_status == TransactionStatus.IDLE
+        with self._freed:
+            if usable and not self._closed:
                 self._idle.append((now, conn))
+            else:
+                old.append(conn)
             while self._idle and now - self._idle[0][0] > MAX_IDLE_S:
                 old.append(self._idle.popleft()[1])
+            self._in_use -= 1
+            self._freed.notify()
         for each in old:
             each.close()
-        self._free.release()
 
     def close(self) -> None:
         """Close the connections, those in use when they are given back."""
-        with self._lock:
+        with self._freed:
             self._closed = True
             idle = list(self._idle)
             self._idle.clear()
@@ -87,13 +93,16 @@ class Connections:
 
     def _kept(self) -> Connection | None:
         while True:
-            with self._lock:
+            with self._freed:
                 if not self._idle:
                     return None
                 _, conn = self._idle.pop()
             if not has_ended(conn):
                 return conn
             conn.close()
+
+    def _is_one_free(self) -> bool:
+        return self._in_use < self._size
 
     def _opened(self) -> Connection:
         give_up = time.monotonic() + self._patience_s

@@ -226,13 +226,7 @@ class Database:
     @contextmanager
     def connection(self) -> Generator[Connection]:
         """A connection that works, for the length of a with statement. Raises ConfigurationError."""
-        source: Connections | Pool
-        if self._given is None:
-            source = self._opened()
-            conn = source.getconn()
-        else:
-            source = self._given
-            conn = _take(source, self)
+        source, conn = self._take_one()
         try:
             yield conn
         finally:
@@ -240,18 +234,27 @@ class Database:
 
     def fetch(self, sql: str, params: Params = ()) -> list[Row]:
         """Run one statement on a connection of the client's. Raises the library's errors where there is one."""
-        with self.connection() as conn:
-            try:
-                if isinstance(conn, OwnConnection):
-                    return conn.run(sql, params, prepare=_prepare(sql)).fetchall()
-                return self._fetch_given(conn, sql, params)
-            except psycopg.Error as error:
-                lost = conn.closed
-                if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
-                    conn.close()  # a primary that has become a standby: the next one may find the new primary
-                elif not lost:
-                    conn.rollback()
-                raise explained(error, lost=lost) from error
+        source, conn = self._take_one()
+        try:
+            if isinstance(conn, OwnConnection):
+                return conn.fetch(sql, params, prepare=_prepare(sql))
+            return self._fetch_given(conn, sql, params)
+        except psycopg.Error as error:
+            lost = conn.closed
+            if isinstance(error, psycopg.errors.ReadOnlySqlTransaction):
+                conn.close()  # a primary that has become a standby: the next one may find the new primary
+            elif not lost:
+                conn.rollback()
+            raise explained(error, lost=lost) from error
+        finally:
+            source.putconn(conn)
+
+    def _take_one(self) -> tuple[Connections | Pool, Connection]:
+        """A connection that works, and to whom it is given back. Raises ConfigurationError."""
+        if self._given is not None:
+            return self._given, _take(self._given, self)
+        own = self._opened()
+        return own, own.getconn()
 
     def _fetch_given(self, conn: Connection, sql: str, params: Params) -> list[Row]:
         """On a connection of a pool that was given, which may not be in autocommit mode."""

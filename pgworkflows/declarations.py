@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from functools import lru_cache
 from typing import Any
 
 from pgworkflows.definition import Workflow, WorkflowRef
@@ -22,6 +24,13 @@ def options_of(workflow: WorkflowRef[Any, Any]) -> Mapping[str, Any] | None:
         "timeout": interval_text(workflow.timeout),
         "singleton": workflow.singleton,
     }
+
+
+@lru_cache(maxsize=1024)
+def fallback_of(workflow: WorkflowRef[Any, Any]) -> str | None:
+    """The same as JSON text, which goes along with each start."""
+    options = options_of(workflow)
+    return None if options is None else json.dumps(options)
 
 
 def declarations(

@@ -9,7 +9,7 @@ from typing import Any
 
 from pgworkflows.client import WorkflowClient
 from pgworkflows.database import Pool
-from pgworkflows.declarations import declarations, literal_ids, options_of
+from pgworkflows.declarations import declarations, fallback_of, literal_ids
 from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.durations import Duration, parse_positive_duration
 from pgworkflows.errors import WorkflowNotFoundError
@@ -110,7 +110,7 @@ class WorkflowEngine(WorkflowClient):
         """The workflows by id, as they are now."""
         return self._registry.snapshot()
 
-    def _prepared(self, workflow: WorkflowRef[Any, Any] | str, input: Any) -> tuple[str, str, Mapping[str, Any] | None]:
+    def _prepared(self, workflow: WorkflowRef[Any, Any] | str, input: Any) -> tuple[str, str, str | None]:
         if isinstance(workflow, str):
             known = self._registry.get(checked_identifier(workflow, "the workflow id"))
             if known is None:
@@ -124,7 +124,7 @@ class WorkflowEngine(WorkflowClient):
             workflow = self._registry.get(workflow.id) or workflow
         workflow_id, text, fallback = super()._prepared(workflow, input)
         known = self._registry.get(workflow_id)
-        return workflow_id, text, fallback if known is None else options_of(known)
+        return workflow_id, text, fallback if known is None else fallback_of(known)
 
     def _headers(self, workflow: WorkflowRef[Any, Any] | str) -> str | None:
         workflow_id = getattr(workflow, "id", workflow)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.resources import files
 from itertools import count
+from typing import NamedTuple
 
 from pgworkflows.limits import is_storable, quoted
 
 DEFAULT_SCHEMA = "pgworkflows"
 MAX_SCHEMA_BYTES = 63
 QUOTE = "$function$"
-_PLACE = re.compile("%[%s]")
+_PLACE = re.compile(r"%(?:%|s|\((?P<name>\w+)\)s)")
 _NAME = re.compile(r"""(?P<text>'pgworkflows')|'pgworkflows\.(?P<relation>\w+)'|\bpgworkflows\.|"pgworkflows\"""")
 
 
@@ -57,11 +59,31 @@ def statement(name: str, schema: str) -> str:
     return render(_read(name), schema.replace("%", "%%"))
 
 
+class Numbered(NamedTuple):
+    """A statement with `$1`, `$2` … for its parameters, and their names in this order, if they have any."""
+
+    text: str
+    names: tuple[str, ...]
+
+    def values(self, params: Sequence[object] | Mapping[str, object]) -> Sequence[object]:
+        """The parameters in the order of their numbers."""
+        return [params[name] for name in self.names] if isinstance(params, Mapping) else params
+
+
 @cache
-def numbered_statement(name: str, schema: str) -> str:
-    """The same with `$1`, `$2` … for its parameters, as the server takes it."""
-    numbers = count(1)
-    return _PLACE.sub(lambda place: "%" if place[0] == "%%" else f"${next(numbers)}", statement(name, schema))
+def numbered(sql: str) -> Numbered:
+    """A statement of ours as the server takes it. A name that stands in it twice is one parameter."""
+    places = count(1)
+    names: dict[str, int] = {}
+
+    def place(match: re.Match[str]) -> str:
+        if match[0] == "%%":
+            return "%"
+        name = match["name"]
+        return f"${next(places) if name is None else names.setdefault(name, len(names) + 1)}"
+
+    text = _PLACE.sub(place, sql)
+    return Numbered(text, tuple(names))
 
 
 def script(name: str, schema: str) -> str:

@@ -276,8 +276,6 @@ class Scribe(threading.Thread):
             try:
                 with self._pen:
                     told = write(self._conn, worker_id, [entry for _, entry in batch])
-                    with suppress(Exception):  # the answers are there; the next flush will tell
-                        self._conn.prepare("flush")  # the connection may be a new one
             except Exception as error:  # whatever it is, what is in the batch must be written
                 self._give_up.wait(backoff.failed(error))
                 continue

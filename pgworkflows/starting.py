@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 from pydantic import BaseModel
 
 from pgworkflows.commands import Json
-from pgworkflows.declarations import options_of
+from pgworkflows.declarations import fallback_of
 from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.durations import Duration
 from pgworkflows.errors import IdempotencyConflictError, InvalidInputError, WorkflowEngineError
@@ -130,13 +130,13 @@ class StartOperations(Operations):
         outcomes = self._store.start_workflows(self._executor(connection), requests, borrowed=self._joins(connection))
         return [_started(outcome, requests[0].workflow_id) for outcome in outcomes]
 
-    def _prepared(self, workflow: WorkflowRef[Any, Any] | str, input: Any) -> tuple[str, str, Mapping[str, Any] | None]:
-        """The workflow's id, the input as JSON text, and the options that the workflow's code gives."""
+    def _prepared(self, workflow: WorkflowRef[Any, Any] | str, input: Any) -> tuple[str, str, str | None]:
+        """The workflow's id, the input, and the options that the workflow's code gives, as JSON text."""
         if isinstance(workflow, str):
             workflow_id = checked_identifier(workflow, "the workflow id")
             return workflow_id, PLAIN.encode(input, f"the input of workflow {workflow_id!r}"), None
         checked_ref(workflow)
-        return workflow.id, workflow.validate_input(input)[0], options_of(workflow)
+        return workflow.id, workflow.validate_input(input)[0], fallback_of(workflow)
 
     def _sealed(self, workflow_id: str, text: str) -> str:
         """An input as it is stored. Raises SerializationError."""

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import MAXYEAR, datetime, timedelta
-from typing import Any
 
 from pgworkflows.durations import Duration, parse_duration, parse_moment, parse_positive_duration
 from pgworkflows.errors import WorkflowRunInProgressError
@@ -59,14 +57,14 @@ class StartTerms:
 
 @dataclass(frozen=True)
 class StartRequest:
-    """What a start writes. `input` is JSON text; `fallback` are options that the workflow's own code gives, used unless
-    a declaration is stored."""
+    """What a start writes. `input` is JSON text; so is `fallback`: options that the workflow's own code gives, used
+    unless a declaration is stored."""
 
     workflow_id: str
     input: str
     idempotency_key: str | None
     terms: StartTerms
-    fallback: Mapping[str, Any] | None
+    fallback: str | None
 
 
 def optional_name(value: str | None, what: str) -> str | None:

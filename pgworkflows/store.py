@@ -171,7 +171,7 @@ class Store:
         return statement(name, self.schema)
 
 
-def _terms(terms: StartTerms, fallback: Mapping[str, Any] | None, *, borrowed: bool) -> dict[str, object]:
+def _terms(terms: StartTerms, fallback: str | None, *, borrowed: bool) -> dict[str, object]:
     return {
         "resource_id": terms.resource_id,
         "priority": terms.priority,
@@ -182,7 +182,7 @@ def _terms(terms: StartTerms, fallback: Mapping[str, Any] | None, *, borrowed: b
         "delay": interval_text(terms.delay),
         "run_at": None if terms.run_at is None else terms.run_at.isoformat(),
         "headers": terms.headers,
-        "fallback": None if fallback is None else json.dumps(fallback),
+        "fallback": fallback,
         "borrowed": _flag(borrowed),
     }
 
@@ -209,7 +209,9 @@ def run_from_json(text: str, payloads: Payloads) -> WorkflowRun:
     values["status"] = RunStatus(values["status"])
     if values["parent_run_id"] is not None:
         values["parent_run_id"] = UUID(values["parent_run_id"])
-    return WorkflowRun(**values)
+    run = object.__new__(WorkflowRun)
+    run.__dict__.update(values)  # its own __init__ sets one field of a frozen dataclass after the other
+    return run
 
 
 def moment_from(text: str | None) -> datetime | None:

@@ -12,11 +12,10 @@ from psycopg.pq import ExecStatus
 
 from pgworkflows.database import Locked, Refused, Unavailable, connect_worker, sorted_out
 from pgworkflows.errors import ConfigurationError
-from pgworkflows.schema import numbered_statement, statement
+from pgworkflows.schema import statement
 from pgworkflows.sessions import OwnConnection
 
 WORKER_LOCK_TIMEOUT_MS = 1000
-LONGEST_WAIT_S = 60.0
 
 
 class Answered(NamedTuple):
@@ -39,39 +38,31 @@ class WorkerConnection:
         the connection the next call opens a new one."""
         conn = self.open()
         try:
-            row = conn.run(statement(name, self._schema), params, prepare=True).fetchone()
+            rows = conn.fetch(statement(name, self._schema), params, prepare=True)
         except UnicodeEncodeError as error:
             raise Refused(str(error), type(error).__name__) from error
         except psycopg.Error as error:
             raise self._sorted_out(error) from error
-        return None if row is None else row[0]
+        return rows[0][0] if rows else None
 
     def prepare(self, name: str) -> None:
-        """Open the session, and have it know the statement `name`, which is then asked for and sent with less ado.
-        Raises as `fetch`."""
+        """Open the session, and have it know the statement `name`, so that it `can_send` it. Raises as `fetch`."""
         conn = self.open()
         try:
-            conn.prepare(numbered_statement(name, self._schema))
+            conn.prepare(statement(name, self._schema))
         except psycopg.Error as error:
             raise self._sorted_out(error) from error
 
     def can_send(self, name: str) -> bool:
-        """Whether `send` and `ask` may be used: the session is open, the statement prepared."""
-        return self._conn is not None and self._conn.can_send(numbered_statement(name, self._schema))
-
-    def ask(self, name: str, params: Sequence[str | None]) -> str | None:
-        """The same as `fetch`, with less ado, if it `can_send`."""
-        self.send(name, params)
-        while (answer := self.answered()) is None:
-            self.wait_for_answer(LONGEST_WAIT_S)
-        return answer.text
+        """Whether `send` may be used: the session is open, the statement prepared."""
+        return self._conn is not None and self._conn.can_send(statement(name, self._schema))
 
     def send(self, name: str, params: Sequence[str | None]) -> None:
         """Send the statement `name` without waiting for the server, if it `can_send`: `answered` will tell. Raises
         Unavailable or Refused."""
         assert self._conn is not None
         try:
-            self._conn.send(numbered_statement(name, self._schema), params)
+            self._conn.send(statement(name, self._schema), params)
         except UnicodeEncodeError as error:
             raise Refused(str(error), type(error).__name__) from error
         except psycopg.Error as error:

@@ -383,6 +383,7 @@ class Watched(sessions.OwnConnection):
     wrongs: ClassVar[list[str]] = []
     _in_use = threading.Lock()
     _sent = False
+    _fetcher: int | None = None
 
     @contextmanager
     def _used(self, what: str) -> Generator[None]:
@@ -395,11 +396,15 @@ class Watched(sessions.OwnConnection):
         finally:
             self._in_use.release()
 
-    def run(self, *args: Any, **kwargs: Any) -> Any:
-        with self._used("run"):
+    def fetch(self, *args: Any, **kwargs: Any) -> Any:
+        with self._used("fetch"):
             if self._sent:
-                self.wrongs.append("run while an answer is under way")
-            return super().run(*args, **kwargs)
+                self.wrongs.append("fetch while an answer is under way")
+            self._fetcher = threading.get_ident()
+            try:
+                return super().fetch(*args, **kwargs)
+            finally:
+                self._fetcher = None
 
     def send(self, sql: str, params: Sequence[str | None]) -> None:
         with self._used("send"):
@@ -409,6 +414,8 @@ class Watched(sessions.OwnConnection):
             super().send(sql, params)
 
     def received(self) -> Any:
+        if self._fetcher == threading.get_ident():
+            return super().received()
         with self._used("received"):
             result = super().received()
             if result is not None:

@@ -36,6 +36,7 @@ from pgworkflows.database import connect, connect_worker
 from pgworkflows.embedded import EmbeddedPostgres
 from pgworkflows.errors import ConfigurationError
 from pgworkflows.migrate import migrations
+from pgworkflows.sessions import OwnConnection
 from pgworkflows.worker_connection import WorkerConnection
 
 pytestmark = pytest.mark.skipif(bouncing.PROGRAM is None, reason=bouncing.MISSING)
@@ -112,7 +113,7 @@ def test_a_pooler_is_recognised_at_every_connection(url: str, direct_url: str) -
 
 @pytest.mark.parametrize("make", [connect, connect_worker])
 def test_every_transaction_brings_its_settings_and_leaves_none(
-    make: Callable[..., psycopg.Connection], url: str, direct_url: str
+    make: Callable[..., OwnConnection], url: str, direct_url: str
 ) -> None:
     with psycopg.connect(direct_url, autocommit=True) as conn:
         for name, setting in HOSTILE.items():
@@ -126,8 +127,8 @@ def test_every_transaction_brings_its_settings_and_leaves_none(
     }
     query = f"select {', '.join(f'''current_setting('{name}')''' for name in wanted)}"
     with closing(make(url, lock_timeout_ms=5000)) as conn:
-        assert dict(zip(wanted, conn.run(query, ()).fetchone(), strict=True)) == wanted  # type: ignore[attr-defined]  # an OwnConnection
-        with conn.together():  # type: ignore[attr-defined]  # likewise
+        assert dict(zip(wanted, conn.fetch(query)[0], strict=True)) == wanted
+        with conn.together():
             assert dict(zip(wanted, conn.execute(query.encode()).fetchone() or (), strict=True)) == wanted
         left = [psycopg.connect(url) for _ in range(4)]  # at once, so that they get all the sessions there are
         for other in left:
@@ -140,11 +141,11 @@ def test_a_statement_that_fails_leaves_the_connection_usable(url: str) -> None:
     with connect(url) as conn:
         for _ in range(3):
             with pytest.raises(psycopg.errors.DivisionByZero):
-                conn.run("select 1 / %s::integer", (0,))
+                conn.fetch("select 1 / %s::integer", (0,))
             assert conn.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
-            assert conn.run("select %s::integer", (7,)).fetchone() == (7,)
+            assert conn.fetch("select %s::integer", (7,)) == [(7,)]
             with pytest.raises(UnicodeEncodeError):  # in the client, with half of the transaction sent
-                conn.run("select %s::text", ("\ud800",))
+                conn.fetch("select %s::text", ("\ud800",))
             assert conn.info.transaction_status is psycopg.pq.TransactionStatus.IDLE
 
 
@@ -159,7 +160,7 @@ def test_a_statement_whose_session_ends_says_why_and_closes_the_connection(url: 
     with connect(direct_url) as holder, connect(url) as conn, ThreadPoolExecutor(1) as threads:
         with holder.transaction():
             holder.execute("lock table public.held")
-            waiting = threads.submit(conn.run, "select x from public.held", ())
+            waiting = threads.submit(conn.fetch, "select x from public.held")
             end_a_session_that_waits(direct_url)
             with pytest.raises(psycopg.errors.AdminShutdown):
                 waiting.result(20)
@@ -183,7 +184,7 @@ def test_a_locked_row_is_waited_for_as_long_as_the_lock_timeout_says(url: str, d
         with holder.transaction():
             holder.execute("lock table public.held")
             with pytest.raises(psycopg.errors.LockNotAvailable):
-                conn.run("select x from public.held", ())
+                conn.fetch("select x from public.held")
 
 
 # --- clients

@@ -51,10 +51,10 @@ def export_run(client: WorkflowClient, run_id: RunId, *, redact: Redact | None =
     """
     key = run_key(run_id)
     with connect(client.conninfo) as conn:
-        found = conn.run(statement("get_history", client.schema), (str(key),)).fetchone()
-    if found is None:
+        found = conn.fetch(statement("get_history", client.schema), (str(key),))
+    if not found:
         raise not_found(key, None)
-    row = json.loads(found[0])
+    row = json.loads(found[0][0])
     return history_from(row["run"], row["steps"], client.payloads, redact)
 
 

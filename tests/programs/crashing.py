@@ -41,7 +41,7 @@ from pgworkflows import (
     peers,
     workflow,
 )
-from pgworkflows.schema import numbered_statement, script, statement
+from pgworkflows.schema import script, statement
 from pgworkflows.scribe import Scribe
 from pgworkflows.sessions import OwnConnection
 
@@ -55,7 +55,7 @@ peers.SILENCE_S = 0.4
 # Writes --------------------------------------------------------------------------------------------------------------
 
 NAMES = [each.name.removesuffix(".sql") for each in files("pgworkflows.sql").iterdir() if each.name.endswith(".sql")]
-SPELLED = (statement, numbered_statement, script)
+SPELLED = (statement, script)
 STATEMENTS = {spelled(name, "pgworkflows").encode(): name for name in NAMES for spelled in SPELLED}
 
 
@@ -112,7 +112,7 @@ class Fate:
                 execute(cursor, query, params, **options)
             return die()
 
-        send, launch = OwnConnection.send, Scribe._launch
+        send, launch = OwnConnection._send, Scribe._launch
         in_flight = ContextVar("in flight", default=False)
 
         def launched(writer: Scribe) -> None:
@@ -122,9 +122,10 @@ class Fate:
             finally:
                 in_flight.reset(token)
 
-        def watched_send(conn: OwnConnection, sql: str, params: Sequence[str | None]) -> None:
+        def watched_send(conn: OwnConnection, sql: str, params: Sequence[Any]) -> None:
+            name = STATEMENTS.get(sql.encode())
             flying = {"flush: in flight"} if in_flight.get() else set()
-            if not self._meets(writes_of(STATEMENTS[sql.encode()], params) | flying):
+            if name is None or not self._meets(writes_of(name, params) | flying):
                 return send(conn, sql, params)
             if self._moment != "before":
                 send(conn, sql, params)
@@ -136,7 +137,7 @@ class Fate:
 
         psycopg.Cursor.execute = watched  # type: ignore[assignment,method-assign]  # to be killed in it
         Scribe._launch = launched  # type: ignore[assignment,method-assign]  # the same
-        OwnConnection.send = watched_send  # type: ignore[assignment,method-assign]  # the same
+        OwnConnection._send = watched_send  # type: ignore[assignment,method-assign]  # the same
 
     def _meets(self, writes: set[str]) -> bool:
         """Note the writes; whether this is where it ends."""
