@@ -20,6 +20,8 @@ from psycopg.waiting import Ready, Wait
 
 from pgworkflows.schema import numbered
 
+USES_UNPREPARED = 5
+"""How often a statement is sent before it is worth another trip to prepare it."""
 PLANS_LAST_S = 5.0
 PLANS_SERVE = 20
 """How long, and for how many statements, a session's plans are kept at least."""
@@ -160,7 +162,7 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
 
     def _is_used_often(self, sql: str) -> bool:
         uses = self._uses[sql] = self._uses.get(sql, 0) + 1
-        return uses > (self.prepare_threshold or 0)
+        return uses > USES_UNPREPARED
 
     def _fetch_pooled(self, sql: str, params: Sequence[object] | Mapping[str, object]) -> list[tuple[Any, ...]]:
         try:
