@@ -204,6 +204,11 @@ def flush(conn: WorkerConnection, outcomes: Outcomes) -> list[dict[str, Any]]:
     return [] if answer is None else json.loads(answer)
 
 
+def flush_results(conn: WorkerConnection, columns: Sequence[str | None]) -> bool:
+    """Write what steps have returned; whether that could be done: all of it, or nothing."""
+    return conn.fetch("flush_results", columns) is None
+
+
 def sleep(conn: WorkerConnection, worker_id: UUID, queues: Collection[str]) -> None:
     """Announce that the worker sleeps; claim once more afterwards."""
     conn.fetch("sleep", (str(worker_id), list(queues)))

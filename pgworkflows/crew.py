@@ -20,13 +20,14 @@ from pgworkflows.database import Locked, Refused, Unavailable, told
 from pgworkflows.definition import Workflow
 from pgworkflows.dispatcher import Dispatcher, Lanes
 from pgworkflows.ear import Ear
+from pgworkflows.entries import Entry, without_results
 from pgworkflows.failures import outline
 from pgworkflows.healthcheck import WorkerHealth
 from pgworkflows.heartbeat import Heartbeat
 from pgworkflows.held_over import Pending
 from pgworkflows.holdings import Holdings
 from pgworkflows.janitor import Janitor
-from pgworkflows.journal import WRITTEN, Answer, Entry, Verdict, without_results
+from pgworkflows.journal import WRITTEN, Answer, Verdict
 from pgworkflows.limits import cleaned
 from pgworkflows.listener import Listener
 from pgworkflows.low_water import LowWater

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable
 from typing import TypeAlias
 
-from pgworkflows.journal import Entry
+from pgworkflows.entries import Entry
 from pgworkflows.runner import Execution
 
 LOCKED_PAUSE_S = 0.05

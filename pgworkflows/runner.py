@@ -13,9 +13,9 @@ from pgworkflows.claims import ClaimedRun
 from pgworkflows.commands import ScheduleContext, Step, StepContext
 from pgworkflows.declarations import options_of
 from pgworkflows.definition import Workflow, WorkflowRef
+from pgworkflows.entries import Entry
 from pgworkflows.errors import StepTimeoutError, WorkflowEngineError
 from pgworkflows.history import ErrorInfo
-from pgworkflows.journal import Entry
 from pgworkflows.payloads import AS_IS, Payloads
 from pgworkflows.plugins import ExecutionOutcome, Plugin
 from pgworkflows.replay import (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
 from collections import deque
@@ -11,13 +10,17 @@ from contextlib import suppress
 from uuid import UUID
 
 from pgworkflows.backoff import Backoff
+from pgworkflows.columns import Row, row_of
 from pgworkflows.database import Locked, Refused
+from pgworkflows.documents import Piece, piece_of
+from pgworkflows.entries import Entry, length_of
 from pgworkflows.held_over import HeldOver, Pending
 from pgworkflows.holdings import Holdings
-from pgworkflows.journal import Answer, Entry, Piece, Verdict, answers, length_of, piece_of, spelled, write
+from pgworkflows.journal import Answer, Unusual, Verdict, answers_in, statement_for, write
 from pgworkflows.runner import Execution
 from pgworkflows.worker_connection import WorkerConnection
 
+STATEMENTS = ("flush_results", "flush")
 MAX_BATCH = 500
 MAX_FLIGHT_LENGTH = 1_000_000
 """How many characters are sent without waiting for the server to take them."""
@@ -69,7 +72,7 @@ class Scribe(threading.Thread):
         self._answered = answered
         self._alone = alone
         self._logger = logger
-        self._entries: deque[tuple[Pending, Piece | None]] = deque()
+        self._entries: deque[tuple[Pending, Row | Piece | None]] = deque()
         self._pen = threading.Lock()
         self._bell = threading.Event()
         self._flight: Flight | None = None
@@ -102,8 +105,8 @@ class Scribe(threading.Thread):
 
     def run(self) -> None:
         backoff = Backoff(self._logger, "writing the outcomes of steps")
-        with self._pen, suppress(Exception):
-            self._conn.prepare("flush")  # before there is anything to write; what fails now is told when there is
+        with self._pen:
+            self._prepare()  # before there is anything to write
         while not self._give_up.is_set():
             self._bell.clear()
             self._grounded = self._held_over.is_due
@@ -142,9 +145,10 @@ class Scribe(threading.Thread):
 
     def _put_down(self, execution: Execution, entry: Entry) -> None:
         """Spelled here, in the thread that has it at hand, so that a flight can leave as soon as one has landed."""
-        piece = None
+        piece: Row | Piece | None = None
         with suppress(Exception):  # the scribe will meet it, and tell
-            piece = piece_of(entry) if length_of(entry) < MAX_FLIGHT_LENGTH else None
+            if length_of(entry) < MAX_FLIGHT_LENGTH:
+                piece = row_of(entry) or piece_of(entry)
         self._entries.append(((execution, entry), piece))
 
     def _help(self) -> None:
@@ -197,7 +201,7 @@ class Scribe(threading.Thread):
                 self._flight = None
                 self._held_over.settle(flight.batch)
                 return flight.batch
-            flight.told = answers(json.loads(answer.text), [entry for _, entry in flight.batch])
+            flight.told = answers_in(answer.text, [entry for _, entry in flight.batch])
         except Exception as error:  # whatever it is, what is in the batch must be written
             flight.told = error
         self._bell.set()
@@ -205,7 +209,7 @@ class Scribe(threading.Thread):
 
     def _launch(self) -> None:
         """Send what has gathered, if that is quickly done; or leave it where it is, to the scribe."""
-        if self._grounded or self._failed_at_once is not None or not self._conn.can_send("flush"):
+        if self._grounded or self._failed_at_once is not None or not all(map(self._conn.can_send, STATEMENTS)):
             return
         worker_id = self._holdings.worker_id
         taken = [self._entries.popleft() for _ in range(min(MAX_BATCH, len(self._entries)))]
@@ -218,15 +222,21 @@ class Scribe(threading.Thread):
         self._entries.extendleft(reversed(taken))
         self._grounded = True  # until the scribe, which is rung for, has seen to it
 
-    def _send(self, worker_id: UUID, batch: Sequence[Pending], pieces: Sequence[Piece]) -> bool:
+    def _send(self, worker_id: UUID, batch: Sequence[Pending], pieces: Sequence[Row | Piece]) -> bool:
         """Send a batch to the server, unless there is too much of it, or something in it that is not wanted."""
         if len(pieces) < len(batch) or any(execution.dropped for execution, _ in batch):
             return False
-        outcomes = spelled(worker_id, [entry for _, entry in batch], pieces)
-        if len(outcomes.entries) + len(outcomes.steps) > MAX_FLIGHT_LENGTH:
+        statement, params = statement_for(worker_id, [entry for _, entry in batch], pieces)
+        if sum(map(len, filter(None, params))) > MAX_FLIGHT_LENGTH:
             return False
-        self._conn.send("flush", outcomes)
+        self._conn.send(statement, params)
         return True
+
+    def _prepare(self) -> None:
+        """Have the session ready for flights. What fails is told when there is something to write."""
+        with suppress(Exception):
+            for statement in STATEMENTS:
+                self._conn.prepare(statement)
 
     def _gather(self, batch: list[Pending]) -> list[Pending]:
         """The next batch: these, and what has come in."""
@@ -256,7 +266,7 @@ class Scribe(threading.Thread):
             backoff.succeeded()
             self._tell(flight.batch, told)
             return
-        if told is not None and not isinstance(told, Refused | Locked):
+        if told is not None and not isinstance(told, Refused | Locked | Unusual):
             self._give_up.wait(backoff.failed(told))
         self._write(flight.batch, backoff)
 
@@ -276,6 +286,7 @@ class Scribe(threading.Thread):
             try:
                 with self._pen:
                     told = write(self._conn, worker_id, [entry for _, entry in batch])
+                    self._prepare()  # the connection may be a new one
             except Exception as error:  # whatever it is, what is in the batch must be written
                 self._give_up.wait(backoff.failed(error))
                 continue

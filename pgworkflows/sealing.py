@@ -8,9 +8,9 @@ from typing import Any
 
 from pgworkflows.claims import ClaimedRun
 from pgworkflows.decisions import StepWrite
+from pgworkflows.entries import Entry
 from pgworkflows.errors import SerializationError
 from pgworkflows.history import ErrorInfo, StepKind, StepStatus, StoredChild, StoredStep
-from pgworkflows.journal import Entry
 from pgworkflows.jsontext import ENCODED, parse_json
 from pgworkflows.payloads import Payloads
 from pgworkflows.results import poll_output

@@ -15,7 +15,7 @@ from uuid import UUID
 
 from pgworkflows.claims import ClaimedRun
 from pgworkflows.commands import StepContext
-from pgworkflows.journal import Entry
+from pgworkflows.entries import Entry
 from pgworkflows.plugins import (
     Entered,
     ExecutionOutcome,

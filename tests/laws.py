@@ -9,8 +9,8 @@ from typing import Any
 from replay_model import Database, EventRow
 
 from pgworkflows.decisions import StepWrite
+from pgworkflows.entries import Entry
 from pgworkflows.history import StepKind, StepStatus, StoredStep
-from pgworkflows.journal import Entry
 from pgworkflows.results import POLL_TIMED_OUT
 
 FINAL = (StepStatus.COMPLETED, StepStatus.FAILED)

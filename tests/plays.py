@@ -15,8 +15,9 @@ from replay_model import START, Database
 
 from pgworkflows.claims import ClaimedRun
 from pgworkflows.definition import workflow
+from pgworkflows.entries import Entry
 from pgworkflows.history import ErrorInfo
-from pgworkflows.journal import Answer, Entry, Verdict
+from pgworkflows.journal import Answer, Verdict
 from pgworkflows.runner import Execution
 from pgworkflows.runs import RunStatus
 

@@ -12,8 +12,9 @@ from uuid import UUID
 
 from pgworkflows.claims import ClaimedRun
 from pgworkflows.decisions import StepWrite
+from pgworkflows.entries import Entry
 from pgworkflows.history import ErrorInfo, StepKind, StepStatus, StoredEvent, StoredStep
-from pgworkflows.journal import Answer, Entry, Verdict
+from pgworkflows.journal import Answer, Verdict
 from pgworkflows.runs import CANCELLABLE, PAUSABLE, RESUMABLE, RETRYABLE, TRANSITIONS, RunStatus
 
 START = datetime(2030, 1, 1, tzinfo=UTC)

@@ -30,7 +30,8 @@ from pgworkflows import (
 )
 from pgworkflows.claims import release_unheld
 from pgworkflows.database import Locked, Unavailable
-from pgworkflows.journal import Answer, Entry, Verdict
+from pgworkflows.entries import Entry
+from pgworkflows.journal import Answer, Verdict
 from pgworkflows.runner import Execution
 
 REFUSALS = (IdempotencyConflictError, InvalidStatusError, WorkflowRunInProgressError, WorkflowRunNotFoundError)

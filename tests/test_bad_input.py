@@ -41,14 +41,15 @@ from pgworkflows import (
     WorkflowNotFoundError,
     WorkflowRunNotFoundError,
     current_step,
-    journal,
     workflow,
     workflow_ref,
 )
 from pgworkflows.claims import Outcomes
+from pgworkflows.documents import spelled
 from pgworkflows.embedded.account import account_for
 from pgworkflows.embedded.binaries import find_binaries, runnable_by
-from pgworkflows.journal import Entry, Verdict
+from pgworkflows.entries import Entry
+from pgworkflows.journal import Verdict
 from pgworkflows.migrate import migrations, plan
 
 
@@ -648,13 +649,12 @@ def test_results_that_are_too_large_for_one_statement_are_written_in_several(
 ) -> None:
     monkeypatch.setattr("pgworkflows.journal.MAX_JSON_LENGTH", 1000)
     sent: list[int] = []
-    spelled = journal.spelled
 
     def counted(worker_id: UUID, entries: Sequence[Entry]) -> Outcomes:
         sent.append(len(entries))
         return spelled(worker_id, entries)
 
-    monkeypatch.setattr(journal, "spelled", counted)
+    monkeypatch.setattr("pgworkflows.journal.spelled", counted)
     with WorkflowClient(database_url) as client, HandWorker(database_url, ["a"]) as hand:
         runs = [client.start_workflow("a") for _ in range(8)]
         ends = [Entry(r.run_id, r.claim_id, r.signal, "complete", output=f'"{"x" * 300}"') for r in hand.claim().runs]

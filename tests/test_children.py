@@ -32,8 +32,9 @@ from pgworkflows import (
     workflow_ref,
 )
 from pgworkflows.claims import ClaimedRun
+from pgworkflows.entries import Entry
 from pgworkflows.history import ErrorInfo
-from pgworkflows.journal import WRITTEN, Answer, Entry, Verdict, write
+from pgworkflows.journal import WRITTEN, Answer, Verdict, write
 from pgworkflows.runner import Execution
 from pgworkflows.sessions import OwnConnection
 from pgworkflows.worker_connection import WORKER_LOCK_TIMEOUT_MS, WorkerConnection
@@ -907,7 +908,8 @@ def test_a_parent_that_is_retried_while_its_child_ends_does_not_wait_for_ever(
 ) -> None:
     run, child = abandoned(engine)
     assert run.status is RunStatus.FAILED
-    with OwnConnection.connect(engine.conninfo) as conn, ThreadPoolExecutor(1) as pool:
+    with OwnConnection.connect(engine.conninfo, autocommit=True) as conn, ThreadPoolExecutor(1) as pool:
+        conn.execute("begin")
         end(engine, child, conn)
         retried = pool.submit(engine.retry_workflow, run.id)
         with working(engine):
@@ -918,7 +920,7 @@ def test_a_parent_that_is_retried_while_its_child_ends_does_not_wait_for_ever(
                 ),
                 "it is retried, or its retry waits",
             )
-            conn.commit()
+            conn.execute("commit")
             retried.result(20)
             assert engine.get_run(child.id).status.finished
             ended = engine.wait_for_run(run.id, timeout=20)

@@ -37,8 +37,8 @@ from pgworkflows import (
     workflow,
     workflow_ref,
 )
+from pgworkflows.entries import Entry
 from pgworkflows.history import ErrorInfo
-from pgworkflows.journal import Entry
 from pgworkflows.migrate import migrations
 from pgworkflows.replay import StepWrite
 

@@ -20,7 +20,7 @@ from working import HandWorker, value
 from pgworkflows import Step, Steps, WorkflowEngine, workflow
 from pgworkflows.decisions import StepWrite
 from pgworkflows.embedded import EmbeddedPostgres
-from pgworkflows.journal import Entry
+from pgworkflows.entries import Entry
 
 SETTINGS = {"fsync": "on", "synchronous_commit": "off", "wal_writer_delay": "10s"}
 

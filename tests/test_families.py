@@ -15,7 +15,8 @@ from working import HandWorker, rows, working
 
 from pgworkflows import InvalidStatusError, RunStatus, Step, Steps, WorkflowEngine, current_step, heartbeat, workflow
 from pgworkflows.claims import ClaimedRun
-from pgworkflows.journal import Entry, Verdict
+from pgworkflows.entries import Entry
+from pgworkflows.journal import Verdict
 from pgworkflows.runner import Execution
 
 AGAIN: list[str] = []

@@ -15,7 +15,8 @@ from working import HandWorker, rows, value
 
 from pgworkflows import RunStatus, StepStatus, WorkflowClient, claims
 from pgworkflows.claims import ClaimedRun
-from pgworkflows.journal import Answer, Entry, Verdict
+from pgworkflows.entries import Entry
+from pgworkflows.journal import Answer, Verdict
 from pgworkflows.replay import EventTaken, StepWrite
 
 WRITTEN, STALE, LOCKED = Answer(Verdict.WRITTEN), Answer(Verdict.STALE), Answer(Verdict.LOCKED)

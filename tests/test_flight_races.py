@@ -34,8 +34,9 @@ from pgworkflows import (
     workflow,
 )
 from pgworkflows.embedded import EmbeddedPostgres
+from pgworkflows.entries import Entry
 from pgworkflows.holdings import Holdings
-from pgworkflows.journal import Answer, Entry, Verdict
+from pgworkflows.journal import Answer, Verdict
 from pgworkflows.migrate import migrate
 from pgworkflows.replay import StepWrite
 from pgworkflows.runner import Execution

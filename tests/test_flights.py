@@ -13,8 +13,8 @@ from waiting import until
 from working import Door, rows, value, working
 
 from pgworkflows import Step, Steps, WorkflowEngine, scribe, sessions, workflow
+from pgworkflows.documents import Piece
 from pgworkflows.held_over import Pending
-from pgworkflows.journal import Piece
 from pgworkflows.scribe import Scribe
 from pgworkflows.worker_connection import Answered, WorkerConnection
 

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from pgworkflows import journal
 from pgworkflows.database import Locked, Refused, Unavailable
 from pgworkflows.decisions import EventTaken, StepWrite
+from pgworkflows.entries import Entry, without_results
 from pgworkflows.history import ErrorInfo
-from pgworkflows.journal import WRITTEN, Answer, Entry, Verdict, without_results, write
+from pgworkflows.journal import WRITTEN, Answer, Verdict, write
 from pgworkflows.worker_connection import WorkerConnection
 
 WORKER = UUID(int=7)

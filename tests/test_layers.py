@@ -38,7 +38,9 @@ FLOORS: Mapping[str, set[str]] = {
         "starts",
     },
     "1 logic, pure": {
+        "columns",
         "definition",
+        "entries",
         "handlers",
         "payloads",
         "plugins",
@@ -69,6 +71,7 @@ FLOORS: Mapping[str, set[str]] = {
     "3 use cases": {
         "calls",
         "client",
+        "documents",
         "execution",
         "healthcheck",
         "journal",

@@ -51,7 +51,8 @@ from pgworkflows import (
     current_step,
     workflow,
 )
-from pgworkflows.journal import Answer, Entry, Verdict
+from pgworkflows.entries import Entry
+from pgworkflows.journal import Answer, Verdict
 from pgworkflows.runner import Execution
 
 EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "25"))

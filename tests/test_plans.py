@@ -14,8 +14,9 @@ from working import HandWorker, rows
 
 from pgworkflows import WorkflowClient, claims, sessions
 from pgworkflows.claims import ClaimedRun
+from pgworkflows.entries import Entry
 from pgworkflows.history import ErrorInfo, StepStatus
-from pgworkflows.journal import WRITTEN, Entry
+from pgworkflows.journal import WRITTEN
 from pgworkflows.replay import EventTaken, StepWrite
 
 pytestmark = pytest.mark.direct("looks at the statistics of one session")

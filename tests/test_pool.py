@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import UUID
 
 import pytest
 from working import Door, working
 
-from pgworkflows import Step, Steps, WorkflowEngine, claims, journal, scribe, workflow
-from pgworkflows.claims import Outcomes
-from pgworkflows.journal import Entry
+from pgworkflows import Step, Steps, WorkflowEngine, claims, workflow
+from pgworkflows.columns import columns_of
+from pgworkflows.documents import spelled
 
 THREADS = 6
 
@@ -60,14 +60,16 @@ def engine(database_url: str, door: Door) -> Iterator[WorkflowEngine]:
 def writers(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """The thread of each flush and how many entries it had."""
     writers: list[tuple[str, int]] = []
-    spelled = journal.spelled
 
-    def noted(worker_id: UUID, entries: Sequence[Entry]) -> Outcomes:
-        writers.append((threading.current_thread().name, len(entries)))
-        return spelled(worker_id, entries)
+    def noted(spell: Callable[..., Any]) -> Callable[..., Any]:
+        def spell_and_note(worker_id: UUID, entries: Sequence[Any], *pieces: Any) -> Any:
+            writers.append((threading.current_thread().name, len(entries)))
+            return spell(worker_id, entries, *pieces)
 
-    monkeypatch.setattr(journal, "spelled", noted)
-    monkeypatch.setattr(scribe, "spelled", noted)
+        return spell_and_note
+
+    monkeypatch.setattr("pgworkflows.journal.spelled", noted(spelled))
+    monkeypatch.setattr("pgworkflows.journal.columns_of", noted(columns_of))
     return writers
 
 
@@ -108,16 +110,16 @@ def test_runs_in_company_are_written_together(engine: WorkflowEngine, writers: l
 def test_what_the_working_thread_could_not_write_the_scribe_writes_and_tells_of(
     engine: WorkflowEngine, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    flush = claims.flush
+    flush_results = claims.flush_results
     failed: list[str] = []
 
     def broken_in_the_pool(*args: Any) -> Any:
         if threading.current_thread().name == "pgworkflows-step":
             failed.append("once more")
             raise ArithmeticError("nobody expects this")
-        return flush(*args)
+        return flush_results(*args)
 
-    monkeypatch.setattr(claims, "flush", broken_in_the_pool)
+    monkeypatch.setattr(claims, "flush_results", broken_in_the_pool)
     run = engine.start_workflow("steps", 2)
     engine.worker().run_until_idle(timeout=20)
     assert engine.get_run(run.id).output == 2

@@ -27,10 +27,11 @@ from pgworkflows.claims import Claim, ClaimedRun
 from pgworkflows.database import Refused, Unavailable, normalise
 from pgworkflows.decisions import StepWrite
 from pgworkflows.ear import LISTEN_FOR_S
+from pgworkflows.entries import Entry
 from pgworkflows.heartbeat import HEARTBEAT_S
 from pgworkflows.history import ErrorInfo, StepStatus
 from pgworkflows.holdings import Holdings
-from pgworkflows.journal import Answer, Entry, Verdict
+from pgworkflows.journal import Answer, Verdict
 from pgworkflows.peers import PATIENCE_S
 from pgworkflows.runner import Execution
 

@@ -24,8 +24,8 @@ from working import HandWorker
 
 from pgworkflows.claims import ClaimedRun, error_from
 from pgworkflows.definition import Workflow, workflow
+from pgworkflows.entries import Entry
 from pgworkflows.history import StepKind, StepStatus, StoredStep
-from pgworkflows.journal import Entry
 from pgworkflows.runner import Execution
 
 EXAMPLES = 3 * int(os.environ.get("MODEL_EXAMPLES", "25"))

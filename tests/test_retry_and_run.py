@@ -15,9 +15,9 @@ from pgworkflows.calls import Call
 from pgworkflows.commands import Step, StepContext, Steps
 from pgworkflows.current import CurrentStep, current_step
 from pgworkflows.definition import Workflow, workflow
+from pgworkflows.entries import Entry
 from pgworkflows.errors import StepTimeoutError
 from pgworkflows.history import StepStatus
-from pgworkflows.journal import Entry
 from pgworkflows.runner import Execution
 from pgworkflows.runs import RunStatus
 

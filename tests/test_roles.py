@@ -144,6 +144,7 @@ FUNCTIONS: dict[str, set[str]] = {
     "sleep": WORKERS,
     "claim": WORKERS,
     "flush": WORKERS,
+    "flush_results": WORKERS,
     "take_over": WORKERS,
     "release_unheld": WORKERS,
     "unregister_worker": WORKERS,

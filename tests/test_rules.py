@@ -13,8 +13,9 @@ from pages import DOCS
 from working import HandWorker, rows, value
 
 from pgworkflows import Step, Steps, WorkflowClient, WorkflowEngine, claims, workflow
+from pgworkflows.entries import Entry
 from pgworkflows.history import StepStatus
-from pgworkflows.journal import WRITTEN, Entry
+from pgworkflows.journal import WRITTEN
 from pgworkflows.replay import StepWrite
 
 NUMBER_OF_RULES = 31

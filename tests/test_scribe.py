@@ -10,9 +10,10 @@ import pytest
 from working import HandWorker
 
 from pgworkflows import Step, Steps, WorkflowClient, held_over, workflow
+from pgworkflows.entries import Entry
 from pgworkflows.held_over import HeldOver, Pending
 from pgworkflows.holdings import Holdings
-from pgworkflows.journal import Entry, Verdict
+from pgworkflows.journal import Verdict
 from pgworkflows.runner import Execution
 from pgworkflows.scribe import Scribe
 from pgworkflows.worker_connection import WorkerConnection

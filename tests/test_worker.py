@@ -823,7 +823,7 @@ def database_of(engine: WorkflowEngine) -> str:
 
 @pytest.mark.parametrize(
     ("place", "name"),
-    [(claims, "claim"), (claims, "flush"), (claims, "beat"), (Listener, "wait"), (claims, "serve_workflows")],
+    [(claims, "claim"), (claims, "flush_results"), (claims, "beat"), (Listener, "wait"), (claims, "serve_workflows")],
 )
 @pytest.mark.direct("about LISTEN and the lock of a worker")
 def test_an_error_that_nobody_expects_is_told_and_ends_no_thread(

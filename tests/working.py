@@ -22,7 +22,8 @@ from waiting import until
 
 from pgworkflows import Worker, WorkflowEngine, claims, current_step
 from pgworkflows.claims import Claim, ClaimedRun
-from pgworkflows.journal import Answer, Entry, write
+from pgworkflows.entries import Entry
+from pgworkflows.journal import Answer, write
 from pgworkflows.worker_connection import WorkerConnection
 
 ROOT = Path(__file__).parents[1]

@@ -20,7 +20,7 @@ declare
     worker_acts constant text[] := array[
         'try_fast_forward_workflow', 'try_pause_schedule', 'try_resume_schedule', 'try_trigger_schedule',
         'register_worker', 'declare_workflows', 'serve_workflows', 'beat', 'declare_dead', 'sleep', 'claim', 'flush',
-        'take_over', 'release_unheld', 'unregister_worker', 'due_schedules', 'fire_schedule', 'prune_runs'
+        'flush_results', 'take_over', 'release_unheld', 'unregister_worker', 'due_schedules', 'fire_schedule', 'prune_runs'
     ];
     home constant oid := (select n.oid from pg_catalog.pg_namespace as n where n.nspname = 'pgworkflows');
     holder constant oid := (select c.relowner from pg_catalog.pg_class as c where c.oid = 'pgworkflows.runs'::regclass);

@@ -16,8 +16,9 @@ from pgworkflows.claims import ClaimedRun
 from pgworkflows.declarations import declarations
 from pgworkflows.dispatcher import Lanes
 from pgworkflows.engine import WorkflowEngine
+from pgworkflows.entries import Entry, without_results
 from pgworkflows.history import StepStatus
-from pgworkflows.journal import Answer, Entry, Verdict, without_results, write
+from pgworkflows.journal import Answer, Verdict, write
 from pgworkflows.payloads import Unreadable
 from pgworkflows.plugins import Plugin
 from pgworkflows.runner import Execution

@@ -11,8 +11,9 @@ from uuid import UUID
 import psycopg
 
 from pgworkflows import scribe
+from pgworkflows.entries import Entry
 from pgworkflows.history import StepStatus
-from pgworkflows.journal import WRITTEN, Answer, Entry, write
+from pgworkflows.journal import WRITTEN, Answer, write
 from pgworkflows.schema import DEFAULT_SCHEMA, render
 from pgworkflows.worker_connection import WorkerConnection
 

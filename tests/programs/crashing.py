@@ -61,14 +61,20 @@ STATEMENTS = {spelled(name, "pgworkflows").encode(): name for name in NAMES for 
 
 def writes_of(name: str, params: Any) -> set[str]:
     """What a statement writes, as the table of points names it: a flush by what its entries hold."""
-    if name != "flush":
+    if name not in ("flush", "flush_results"):
         return {name}
-    _, entries, steps, events, _ = params
+    rows = 0
+    found: set[str] = set()
+    if name == "flush_results":
+        _, run_ids, _, _, _, _, _, ends, *params = params
+        rows, ended = run_ids.count(b",") + 1, ends.count(b"\x1f") + 1 if ends else 0
+        found |= {"flush: complete, run completed"} if ended else set()
+        found |= {"flush: checkpoint, run completed"} if rows > ended else set()
+    _, entries, steps, events, _ = [param or "[]" for param in params]
     by_run: dict[str, list[str]] = {}
     for step in json.loads(steps):
         by_run.setdefault(step["run_id"], []).append(f"{step['kind']} {step['status']}")
-    awaited = {event["run_id"] for event in json.loads(events or "[]")}
-    found: set[str] = set()
+    awaited = {event["run_id"] for event in json.loads(events)}
     listed = json.loads(entries)
     for entry in listed:
         parts = [entry["action"] + (f" {entry['wait_kind']}" if entry.get("wait_kind") else "")]
@@ -76,7 +82,7 @@ def writes_of(name: str, params: Any) -> set[str]:
         parts += ["by an event"] if entry["run_id"] in awaited else []
         parts += ["of a child"] if "parent_run_id" in entry else []
         found.add("flush: " + ", ".join(parts))
-    return found | ({"flush: several runs"} if len(listed) > 1 else set())
+    return found | ({"flush: several runs"} if rows + len(listed) > 1 else set())
 
 
 class Fate:
