@@ -18,15 +18,16 @@ from pgworkflows.claims import ClaimedRun
 from pgworkflows.columns import SEPARATOR, Row, columns_of, row_of
 from pgworkflows.database import Refused
 from pgworkflows.decisions import StepWrite
-from pgworkflows.documents import spelled
+from pgworkflows.documents import piece_of, spelled
 from pgworkflows.entries import Entry
 from pgworkflows.history import ErrorInfo
 from pgworkflows.journal import NOTHING_ELSE, Verdict, statement_for
 
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
+RESULTS = st.recursive(st.none() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS, st.lists)
 STEPS = (
-    "select step_id, position, kind, status, output::text, error::text, attempts, prior_attempts, wake_at, deadline_at, "
-    "event_name, child_run_id, completed_at is not null, started_at <= completed_at "
+    "select step_id, position, kind, status, output::text, error::text, attempts, prior_attempts, wake_at, "
+    "deadline_at, event_name, child_run_id, completed_at is not null, started_at <= completed_at "
     "from pgworkflows.steps where run_id = %s order by position"
 )
 RUN = (
@@ -147,7 +148,8 @@ def test_some_runs_end_and_others_go_on(hand: HandWorker, database_url: str) -> 
     assert by_columns(hand, *made)
     query = (
         "select r.status, r.output::text, s.step_id, s.output::text, q.run_id is null from pgworkflows.runs as r "
-        "join pgworkflows.steps as s on s.run_id = r.id left join pgworkflows.queue as q on q.run_id = r.id where r.id = %s"
+        "join pgworkflows.steps as s on s.run_id = r.id left join pgworkflows.queue as q on q.run_id = r.id "
+        "where r.id = %s"
     )
     for n, run in enumerate(runs):
         expected = ("completed", str(n), "a", "1", True) if n % 2 else ("running", None, f"s{n}", str(n), False)
@@ -160,7 +162,7 @@ def one_hand(databases: Any, migrated_template: str) -> Iterator[tuple[HandWorke
         yield hand, url
 
 
-@given(st.lists(st.tuples(TEXTS, st.recursive(st.none() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS, st.lists), st.booleans()), min_size=1, max_size=5))  # fmt: skip
+@given(st.lists(st.tuples(TEXTS, RESULTS, st.booleans()), min_size=1, max_size=5))
 def test_any_text_arrives_as_it_is(one_hand: tuple[HandWorker, str], given: list[tuple[str, Any, bool]]) -> None:
     hand, url = one_hand
     wanted = [
@@ -266,8 +268,6 @@ def test_a_result_that_the_server_refuses_spoils_nothing_for_the_others(hand: Ha
 
 def flown(hand: HandWorker, entries: Sequence[Entry]) -> Any:
     """Entries as a flight sends them."""
-    from pgworkflows.documents import piece_of
-
     statement, params = statement_for(hand.id, entries, [row_of(entry) or piece_of(entry) for entry in entries])
     return hand.connection.fetch(statement, params)
 
