@@ -875,6 +875,7 @@ class InTransaction(WorkerConnection):
     def __init__(self, conn: OwnConnection) -> None:
         self._schema = "pgworkflows"
         self._conn = conn
+        conn.execute("select 1")  # it begins the transaction
 
 
 def cancelled(engine: WorkflowEngine, child: WorkflowRun, conn: OwnConnection) -> None:
@@ -908,8 +909,7 @@ def test_a_parent_that_is_retried_while_its_child_ends_does_not_wait_for_ever(
 ) -> None:
     run, child = abandoned(engine)
     assert run.status is RunStatus.FAILED
-    with OwnConnection.connect(engine.conninfo, autocommit=True) as conn, ThreadPoolExecutor(1) as pool:
-        conn.execute("begin")
+    with OwnConnection.connect(engine.conninfo) as conn, ThreadPoolExecutor(1) as pool:
         end(engine, child, conn)
         retried = pool.submit(engine.retry_workflow, run.id)
         with working(engine):
@@ -920,7 +920,7 @@ def test_a_parent_that_is_retried_while_its_child_ends_does_not_wait_for_ever(
                 ),
                 "it is retried, or its retry waits",
             )
-            conn.execute("commit")
+            conn.commit()
             retried.result(20)
             assert engine.get_run(child.id).status.finished
             ended = engine.wait_for_run(run.id, timeout=20)
