@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -18,10 +18,10 @@ from pgworkflows.claims import ClaimedRun
 from pgworkflows.columns import SEPARATOR, Row, columns_of, row_of
 from pgworkflows.database import Refused
 from pgworkflows.decisions import StepWrite
-from pgworkflows.documents import piece_of, spelled
+from pgworkflows.documents import spelled
 from pgworkflows.entries import Entry
 from pgworkflows.history import ErrorInfo
-from pgworkflows.journal import NOTHING_ELSE, Verdict, statement_for
+from pgworkflows.journal import NOTHING_ELSE, Verdict
 
 TEXTS = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
 RESULTS = st.recursive(st.none() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS, st.lists)
@@ -266,16 +266,10 @@ def test_a_result_that_the_server_refuses_spoils_nothing_for_the_others(hand: Ha
     assert [answer.verdict for answer in hand.write(*made)] == [Verdict.WRITTEN, Verdict.REFUSED, Verdict.WRITTEN]
 
 
-def flown(hand: HandWorker, entries: Sequence[Entry]) -> Any:
-    """Entries as a flight sends them."""
-    statement, params = statement_for(hand.id, entries, [row_of(entry) or piece_of(entry) for entry in entries])
-    return hand.connection.fetch(statement, params)
-
-
 def test_rows_and_documents_go_together(hand: HandWorker, database_url: str) -> None:
     runs = claimed(hand, database_url, 3)
     pause = Entry(runs[1].run_id, runs[1].claim_id, runs[1].signal, "release")
-    assert flown(hand, [returned(runs[0]), pause, ended(runs[2])]) is None
+    assert hand.fly(returned(runs[0]), pause, ended(runs[2])) is None
     query = "select status from pgworkflows.runs where id = %s"
     assert [value(database_url, query, run.run_id) for run in runs] == ["running", "pending", "completed"]
 
@@ -284,7 +278,7 @@ def test_when_the_documents_are_refused_the_rows_are_not_written(hand: HandWorke
     runs = claimed(hand, database_url, 2)
     bad = Entry(runs[1].run_id, runs[1].claim_id, runs[1].signal, "complete", output="no JSON")
     with pytest.raises(Refused):
-        flown(hand, [returned(runs[0]), bad])
+        hand.fly(returned(runs[0]), bad)
     assert nothing_is_written(database_url)
 
 
@@ -294,7 +288,7 @@ def test_when_the_rows_are_out_of_the_ordinary_the_documents_are_not_written(
     runs = claimed(hand, database_url, 2)
     gone(hand, runs[0], database_url)
     release = Entry(runs[1].run_id, runs[1].claim_id, runs[1].signal, "release")
-    assert flown(hand, [returned(runs[0]), release]) == "false"
+    assert hand.fly(returned(runs[0]), release) == "false"
     assert value(database_url, "select status from pgworkflows.runs where id = %s", UUID(runs[1].run_id)) == "running"
 
 
@@ -302,6 +296,6 @@ def test_a_stale_document_beside_rows_is_told(hand: HandWorker, database_url: st
     runs = claimed(hand, database_url, 2)
     gone(hand, runs[1], database_url)
     release = Entry(runs[1].run_id, runs[1].claim_id, runs[1].signal, "release")
-    [told] = json.loads(flown(hand, [returned(runs[0]), release]))
+    [told] = json.loads(hand.fly(returned(runs[0]), release))
     assert (told["run_id"], told["answer"]) == (runs[1].run_id, "stale")
     assert value(database_url, "select count(*) from pgworkflows.steps") == 1

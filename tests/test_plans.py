@@ -70,9 +70,9 @@ class Reader:
         return int(found)
 
 
-def entry(run: ClaimedRun, action: str, position: int, **changes: Any) -> Entry:
+def entry(run: ClaimedRun, action: str, position: int, step_id: str = "", **changes: Any) -> Entry:
     """A completed step, and what becomes of its run."""
-    step = StepWrite(position, f"s{position}", "run", StepStatus.COMPLETED, "1", attempts=1)
+    step = StepWrite(position, step_id or f"s{position}", "run", StepStatus.COMPLETED, "1", attempts=1)
     return Entry(run.run_id, run.claim_id, run.signal, action, (step,), **changes)
 
 
@@ -150,13 +150,17 @@ def carry(worker: HandWorker, count: int, end: str) -> Sequence[ClaimedRun]:
     with reader.at_most(most, "the claim"):
         claimed = claim(worker, count)
     assert len(claimed) == count
-    for position in range(2):
-        with reader.at_most(most, "a flush of checkpoints"):
-            answers = worker.write(*(entry(run, "checkpoint", position) for run in claimed))
-        assert answers == [WRITTEN] * count
-    with reader.at_most(most, f"a flush of entries that {end}"):
-        answers = worker.write(*map(ENDS[end], claimed))
+    with reader.at_most(most, "a flush of checkpoints by documents"):
+        answers = worker.write(*(entry(run, "checkpoint", 0) for run in claimed))
     assert answers == [WRITTEN] * count
+    with reader.at_most(most, "a flush of checkpoints by columns"):
+        assert worker.fly(*(entry(run, "checkpoint", 1, f"of {run.claim_id}") for run in claimed)) is None
+    ends = [ENDS[end](run) for run in claimed]
+    with reader.at_most(most, f"a flush of entries that {end}, by documents"):
+        answers = worker.write(*ends[: count // 2])
+    assert answers == [WRITTEN] * (count // 2)
+    with reader.at_most(most, f"a flush of entries that {end}, by columns where they can"):
+        assert worker.fly(*ends[count // 2 :]) is None
     return () if end == "complete" else claimed
 
 

@@ -22,8 +22,10 @@ from waiting import until
 
 from pgworkflows import Worker, WorkflowEngine, claims, current_step
 from pgworkflows.claims import Claim, ClaimedRun
+from pgworkflows.columns import row_of
+from pgworkflows.documents import piece_of
 from pgworkflows.entries import Entry
-from pgworkflows.journal import Answer, write
+from pgworkflows.journal import Answer, statement_for, write
 from pgworkflows.worker_connection import WorkerConnection
 
 ROOT = Path(__file__).parents[1]
@@ -237,6 +239,11 @@ class HandWorker:
 
     def write(self, *entries: Entry) -> list[Answer]:
         return write(self.connection, self.id, entries)
+
+    def fly(self, *entries: Entry) -> Any:
+        """Write as a flight does, what it can by columns: the server's answer, which is None if that is all."""
+        statement, params = statement_for(self.id, entries, [row_of(entry) or piece_of(entry) for entry in entries])
+        return self.connection.fetch(statement, params)
 
     def die(self) -> None:
         """Be struck from the live, as by a peer."""
