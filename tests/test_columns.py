@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import psycopg
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from working import HandWorker, rows, value
 
@@ -162,6 +162,7 @@ def one_hand(databases: Any, migrated_template: str) -> Iterator[tuple[HandWorke
         yield hand, url
 
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(TEXTS, RESULTS, st.booleans()), min_size=1, max_size=5))
 def test_any_text_arrives_as_it_is(one_hand: tuple[HandWorker, str], given: list[tuple[str, Any, bool]]) -> None:
     hand, url = one_hand

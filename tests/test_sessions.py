@@ -45,15 +45,13 @@ def prepared(conn: OwnConnection) -> int:
     return int(count)
 
 
-@pytest.mark.parametrize(("kind", "given"), VALUES, ids=str)
 @pytest.mark.parametrize("prepare", [True, False, None])
-def test_values_go_and_come_as_with_a_cursor(
-    conn: OwnConnection, kind: str, given: object, prepare: bool | None
-) -> None:
-    sql = f"select %s::{kind}, 'x', %s::{kind} is null"
-    wanted = conn.execute(sql.encode(), (given, given)).fetchall()
-    for _ in range(8):
-        assert conn.fetch(sql, (given, given), prepare=prepare) == wanted
+def test_values_go_and_come_as_with_a_cursor(conn: OwnConnection, prepare: bool | None) -> None:
+    for kind, given in VALUES:
+        sql = f"select %s::{kind}, 'x', %s::{kind} is null"
+        wanted = conn.execute(sql.encode(), (given, given)).fetchall()
+        for _ in range(8):
+            assert conn.fetch(sql, (given, given), prepare=prepare) == wanted
 
 
 def test_a_name_may_stand_in_a_statement_twice_and_a_percent_sign_for_itself(conn: OwnConnection) -> None:
