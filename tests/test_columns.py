@@ -162,7 +162,7 @@ def one_hand(databases: Any, migrated_template: str) -> Iterator[tuple[HandWorke
         yield hand, url
 
 
-@settings(max_examples=25)
+@settings(max_examples=25, deadline=None)
 @given(st.lists(st.tuples(TEXTS, RESULTS, st.booleans()), min_size=1, max_size=5))
 def test_any_text_arrives_as_it_is(one_hand: tuple[HandWorker, str], given: list[tuple[str, Any, bool]]) -> None:
     hand, url = one_hand
