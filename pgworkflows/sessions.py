@@ -49,6 +49,7 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
 
     pooled = False
     _settings: tuple[str, str | None] = ("0", None)
+    _named = 0
     _served = 0
     _planned_at = 0.0
     _all_sent = True
@@ -84,8 +85,12 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
         pooler."""
         if self.pooled or sql in self._known:
             return
-        name = f"pgworkflows_{len(self._known)}".encode()
-        result = self.pgconn.prepare(name, numbered(sql).text.encode())
+        self._named += 1  # whatever comes of it: who is interrupted does not know whether the server has taken the name
+        name = f"pgworkflows_{self._named}".encode()
+        self._result = None
+        self.pgconn.send_prepare(name, numbered(sql).text.encode())
+        self._all_sent = not self.pgconn.flush()
+        result = self.wait(self._awaited())
         if result.status != ExecStatus.COMMAND_OK:
             raise error_from_result(result)
         self._known[sql] = name
@@ -130,6 +135,7 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
         """Send a statement without a cursor of the driver's, which costs as much as all else that Python does for a
         small one."""
         name = self._known.get(sql)
+        self._result = None  # left by one that was interrupted
         if name is None:
             self.pgconn.send_query_params(numbered(sql).text.encode(), values)
         else:

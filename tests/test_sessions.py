@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime
+from socket import SHUT_RDWR, socket
 from uuid import UUID
 
 import psycopg
@@ -123,6 +124,41 @@ def test_ctrl_c_ends_the_statement_on_the_server_too(conn: OwnConnection, databa
         conn.fetch("select pg_sleep(100)")
     assert conn.info.transaction_status is TransactionStatus.IDLE
     assert conn.fetch("select 1") == [(1,)]
+
+
+def test_ctrl_c_while_a_statement_is_being_prepared_leaves_the_connection_usable(
+    conn: OwnConnection, database_url: str
+) -> None:
+    with psycopg.connect(database_url) as holder:
+        holder.execute("create table t (x integer)")
+        holder.commit()
+        holder.execute("lock table t")
+        with (
+            once_busy(conn, database_url, lambda _: os.kill(os.getpid(), signal.SIGINT)),
+            pytest.raises(KeyboardInterrupt),
+        ):
+            conn.fetch("select x from t", prepare=True)
+    assert conn.info.transaction_status is TransactionStatus.IDLE
+    assert conn.fetch("select x from t", prepare=True) == []
+    assert conn.fetch("select 1", prepare=True) == [(1,)]
+    assert prepared(conn) == 2
+
+
+def test_an_answer_that_nobody_took_is_never_the_next_statements(
+    conn: OwnConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(conn, "_taken", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            conn.fetch("select 1 / 0")
+    with socket(fileno=os.dup(conn.fileno())) as line:
+        line.shutdown(SHUT_RDWR)
+    with pytest.raises(psycopg.OperationalError):
+        conn.fetch("select 1")
+    assert conn.closed
 
 
 def test_a_session_that_ends_under_a_statement_says_why_and_closes_the_connection(
