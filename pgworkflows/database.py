@@ -174,7 +174,8 @@ def connect_worker(conninfo: str, *, lock_timeout_ms: int = 0) -> OwnConnection:
 def _connect(conninfo: str, lock_timeout_ms: int, *, worker: bool) -> OwnConnection:
     given = normalise(conninfo)
     try:
-        conn = OwnConnection.connect(given, autocommit=True, row_factory=tuple_row)
+        # The driver prepares nothing: if it has, a transaction that it rolls back takes our prepared statements along.
+        conn = OwnConnection.connect(given, autocommit=True, prepare_threshold=None, row_factory=tuple_row)
     except psycopg.Error as error:
         raise ConfigurationError(f"cannot connect to PostgreSQL: {str(error).strip()}") from error
     try:

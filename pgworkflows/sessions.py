@@ -64,7 +64,6 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
         """From now on, every transaction brings its settings. None leaves the server's."""
         self.pooled = True
         self._settings = (str(lock_timeout_ms), statement_timeout)
-        self.prepare_threshold = None
         self.isolation_level = IsolationLevel.READ_COMMITTED
 
     def fetch(

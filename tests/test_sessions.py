@@ -144,6 +144,25 @@ def test_ctrl_c_while_a_statement_is_being_prepared_leaves_the_connection_usable
     assert prepared(conn) == 2
 
 
+def test_a_transaction_that_is_rolled_back_takes_no_prepared_statement_along(conn: OwnConnection) -> None:
+    for _ in range(8):
+        conn.execute("select 1")
+    conn.fetch("select 2", prepare=True)
+    with pytest.raises(psycopg.errors.DivisionByZero), conn.together():
+        conn.fetch("select 1 / 0")
+    assert conn.fetch("select 2", prepare=True) == [(2,)]
+
+
+@pytest.mark.parametrize("prepare", [True, False])
+def test_what_fails_as_it_is_committed_has_failed(conn: OwnConnection, prepare: bool) -> None:
+    """The server has told of the command's end before."""
+    conn.execute("create table t (x integer unique deferrable initially deferred)")
+    assert conn.fetch("insert into t values (1) returning x", prepare=prepare) == [(1,)]
+    with pytest.raises(psycopg.errors.UniqueViolation):
+        conn.fetch("insert into t values (1) returning x", prepare=prepare)
+    assert conn.fetch("select count(*) from t") == [(1,)]
+
+
 def test_an_answer_that_nobody_took_is_never_the_next_statements(
     conn: OwnConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
