@@ -182,7 +182,7 @@ class OwnConnection(psycopg.Connection[tuple[Any, ...]]):
                 if isinstance(error, psycopg.Error) and isinstance(error.__context__, psycopg.Error):
                     raise error.__context__ from None
             raise
-        return cursor.fetchall()
+        return cursor.fetchall() if cursor.description is not None else []
 
     @property
     def _plans_are_old(self) -> bool:

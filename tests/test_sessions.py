@@ -66,6 +66,7 @@ def test_there_may_be_many_rows_or_none_and_statements_without_any(conn: OwnConn
     assert conn.fetch("create temporary table t (x integer)") == []
 
 
+@pytest.mark.direct("behind a pooler nothing is prepared")
 def test_a_statement_is_prepared_when_it_has_been_used_a_few_times(conn: OwnConnection) -> None:
     for _ in range(5):
         conn.fetch("select 1")
@@ -116,6 +117,7 @@ def once_busy(conn: OwnConnection, url: str, act: Callable[[psycopg.Connection],
         watching.result(30)
 
 
+@pytest.mark.direct("a pooler makes up the process id")
 def test_ctrl_c_ends_the_statement_on_the_server_too(conn: OwnConnection, database_url: str) -> None:
     with (
         once_busy(conn, database_url, lambda _: os.kill(os.getpid(), signal.SIGINT)),
@@ -180,6 +182,7 @@ def test_an_answer_that_nobody_took_is_never_the_next_statements(
     assert conn.closed
 
 
+@pytest.mark.direct("a pooler makes up the process id")
 def test_a_session_that_ends_under_a_statement_says_why_and_closes_the_connection(
     conn: OwnConnection, database_url: str
 ) -> None:
