@@ -128,6 +128,7 @@ def test_ctrl_c_ends_the_statement_on_the_server_too(conn: OwnConnection, databa
     assert conn.fetch("select 1") == [(1,)]
 
 
+@pytest.mark.direct("behind a pooler nothing is prepared, and a cursor does the rest")
 def test_ctrl_c_while_a_statement_is_being_prepared_leaves_the_connection_usable(
     conn: OwnConnection, database_url: str
 ) -> None:
@@ -146,6 +147,7 @@ def test_ctrl_c_while_a_statement_is_being_prepared_leaves_the_connection_usable
     assert prepared(conn) == 2
 
 
+@pytest.mark.direct("behind a pooler nothing is prepared, and a cursor does the rest")
 def test_a_transaction_that_is_rolled_back_takes_no_prepared_statement_along(conn: OwnConnection) -> None:
     for _ in range(8):
         conn.execute("select 1")
@@ -165,6 +167,7 @@ def test_what_fails_as_it_is_committed_has_failed(conn: OwnConnection, prepare: 
     assert conn.fetch("select count(*) from t") == [(1,)]
 
 
+@pytest.mark.direct("behind a pooler nothing is prepared, and a cursor does the rest")
 def test_an_answer_that_nobody_took_is_never_the_next_statements(
     conn: OwnConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
