@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import psycopg
 from psycopg.errors import error_from_result
-from psycopg.pq import ExecStatus
+from psycopg.pq import ExecStatus, TransactionStatus
 
 from pgworkflows.database import Locked, Refused, Unavailable, connect_worker, sorted_out
 from pgworkflows.errors import ConfigurationError
@@ -96,8 +96,11 @@ class WorkerConnection:
 
     def _sorted_out(self, error: psycopg.Error) -> Unavailable | Refused | Locked:
         conn = self._conn
-        if conn is not None and (conn.closed or isinstance(error, psycopg.errors.ReadOnlySqlTransaction)):
-            self.close()  # a primary that has become a standby: the next connection may find the new primary
+        # Closed; or an answer could not be read, and may still come; or a primary has become a standby, and the next
+        # connection may find the new primary.
+        unread = conn is not None and conn.pgconn.transaction_status == TransactionStatus.ACTIVE
+        if conn is not None and (conn.closed or unread or isinstance(error, psycopg.errors.ReadOnlySqlTransaction)):
+            self.close()
         return sorted_out(error)
 
     def open(self) -> OwnConnection:

@@ -255,8 +255,9 @@ def test_nothing_is_sent_while_the_scribe_makes_up_for_a_flight_that_was_refused
     assert interlude.over.is_set()
 
 
+@pytest.mark.parametrize("when", ["in a flight", "as it is prepared"])
 def test_a_session_whose_answer_could_not_be_read_is_not_used_again(
-    desk: Desk, monkeypatch: pytest.MonkeyPatch
+    desk: Desk, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
     """Whatever the driver thinks of it: what was sent may still be under way in it."""
     received, broken = sessions.OwnConnection.received, threading.Event()
@@ -267,9 +268,14 @@ def test_a_session_whose_answer_could_not_be_read_is_not_used_again(
             raise psycopg.OperationalError("could not receive data from server")
         return received(conn)
 
-    monkeypatch.setattr(sessions.OwnConnection, "received", once_broken)
-    desk.scribe.start()
-    desk.await_open()
+    if when == "in a flight":
+        desk.scribe.start()
+        desk.await_open()
+        monkeypatch.setattr(sessions.OwnConnection, "received", once_broken)
+    else:
+        monkeypatch.setattr(sessions.OwnConnection, "received", once_broken)
+        desk.scribe.start()
+        assert broken.wait(10)
     desk.release(0)
     until(lambda: desk.told, "the run has its answer", within_s=8)
     [(_, verdict)] = desk.told
