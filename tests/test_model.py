@@ -55,7 +55,7 @@ from pgworkflows.entries import Entry
 from pgworkflows.journal import Answer, Verdict
 from pgworkflows.runner import Execution
 
-EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "25"))
+EXAMPLES = int(os.environ.get("MODEL_EXAMPLES", "18"))
 STEPS = 60
 LANES = 3
 DEATHS = 2  # a run that was taken over three times is claimed alone

@@ -205,7 +205,7 @@ def test_it_never_falls_is_at_most_99_before_the_end_and_100_at_the_end(
     ):
         engine.start(worker=False)
 
-        @settings(max_examples=25, deadline=None)
+        @settings(max_examples=15, deadline=None)
         @given(ways)
         def law(way: Way) -> None:
             watch = Watch(client)

@@ -28,7 +28,7 @@ from pgworkflows.entries import Entry
 from pgworkflows.history import StepKind, StepStatus, StoredStep
 from pgworkflows.runner import Execution
 
-EXAMPLES = 3 * int(os.environ.get("MODEL_EXAMPLES", "25"))
+EXAMPLES = 3 * int(os.environ.get("MODEL_EXAMPLES", "18"))
 SLACK = timedelta(seconds=0.9)
 """How long an example may take: what is written one after the other compares by whole seconds."""
 

@@ -26,6 +26,11 @@ _FENCED = (
     "q.claim_id = e.claim_id and coalesce(q.worker_id = flush.worker_id, false)",
     "q.claim_id is not null",
 )
+_FENCED_RESULTS = (
+    "q.run_id = r.run_id and q.claim_id = r.claim_id\n"
+    "                and coalesce(q.worker_id = flush_results.worker_id, false)",
+    "q.run_id = r.run_id and q.claim_id is not null",
+)
 _KEPT = (
     "insert into pgworkflows.events (",
     "if random() < 0.3 then return ('accepted', run)::pgworkflows.outcome; end if; insert into pgworkflows.events (",
@@ -38,6 +43,7 @@ def sabotage_database(conn: psycopg.Connection[Any], name: str | None) -> None:
     match name:
         case "no fence":
             _rewrite(conn, "flush", _FENCED)
+            _rewrite(conn, "flush_results", _FENCED_RESULTS)
         case "lost event":
             _rewrite(conn, "try_trigger_event", _KEPT)
         case _:
