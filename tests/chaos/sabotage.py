@@ -27,8 +27,8 @@ _FENCED = (
     "q.claim_id is not null",
 )
 _FENCED_RESULTS = (
-    "q.run_id = r.run_id and q.claim_id = r.claim_id\n"
-    "                and coalesce(q.worker_id = flush_results.worker_id, false)",
+    """q.run_id = r.run_id and q.claim_id = r.claim_id
+                and coalesce(q.worker_id = flush_results.worker_id, false)""",
     "q.run_id = r.run_id and q.claim_id is not null",
 )
 _KEPT = (
