@@ -21,6 +21,7 @@ from pgworkflows.declarations import declarations
 from pgworkflows.definition import Workflow
 from pgworkflows.holdings import Holdings
 from pgworkflows.low_water import LowWater
+from pgworkflows.pace import Pace
 from pgworkflows.payloads import Payloads
 from pgworkflows.pool import Pool
 from pgworkflows.worker_connection import WorkerConnection
@@ -44,32 +45,6 @@ class Lanes:
 
     queues: tuple[str, ...]
     workflows: Mapping[str, Workflow[Any, Any]]
-
-
-class Pace:
-    """How many executions the threads of a pool come back from within `PACE_S`, as it was of late."""
-
-    def __init__(self, pool: Pool) -> None:
-        self._pool = pool
-        self._before = 0
-        self._since = time.monotonic()
-        self._turns = 0
-
-    def expected(self) -> int:
-        """How many it will be, for all that is known."""
-        turns = self._pool.turns - self._turns
-        passed_s = time.monotonic() - self._since
-        if passed_s < PACE_S:
-            return max(self._before, turns)
-        self._before = round(turns * PACE_S / passed_s)
-        self._turns += turns
-        self._since += passed_s
-        return self._before
-
-    @property
-    def turning(self) -> bool:
-        """Whether any came back of late."""
-        return self._before > 0 or self._pool.turns > self._turns
 
 
 class Dispatcher(threading.Thread):
@@ -117,7 +92,7 @@ class Dispatcher(threading.Thread):
         self._closing = threading.Event()
         self._served: Lanes | None = None
         self._announced: tuple[str, ...] = ()
-        self._pace = Pace(pool)
+        self._pace = Pace(lambda: pool.turns, PACE_S)
         self._most = max_runs
         self._low_water = low_water
         self._due_at = 0.0
@@ -183,7 +158,7 @@ class Dispatcher(threading.Thread):
         # And in doubt, lest it says that claims work again because it has nothing to claim.
         if not capacity and not self._in_doubt and time.monotonic() < self._due_at:
             # Right after a claim nobody knows yet how fast its runs are.
-            brief = self._pace.turning or time.monotonic() - self._worked_at < FULL_S
+            brief = self._pace.rising or time.monotonic() - self._worked_at < FULL_S
             self._holdings.bell.wait(BRIEFLY_FULL_S if brief else FULL_S)
             return
         since = self._low_water.since(time.monotonic())

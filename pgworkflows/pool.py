@@ -8,11 +8,14 @@ from collections import deque
 from collections.abc import Callable
 from queue import SimpleQueue
 
+from pgworkflows.pace import Pace
 from pgworkflows.runner import Execution
 
 STAND_BY_S = 0.001
-QUICK_TURNS_PER_S = 25_000
-"""What a thread that never waits for anything comes to: a turn costs the interpreter twenty to thirty microseconds."""
+QUICK_TURNS_PER_S = 10_000
+"""From when on more threads than one are of no use. A thread that never waits for anything comes to two or four times
+as many: a turn costs the interpreter twenty to forty microseconds."""
+QUICK_OVER_S = 0.005
 
 
 class Pool:
@@ -24,8 +27,8 @@ class Pool:
 
     At most one thread at a time is on its way from its sleep to what is ready; having taken something, it wakes the
     next. Where step functions block, all threads are soon at work. Where they end at once, one thread takes what is
-    ready, and another stands by, for a millisecond at a time: all of them would spend their time in handing on the
-    interpreter's lock.
+    ready, another stands by, for a millisecond at a time, and those that have become too many go back to sleep: all of
+    them would spend their time in handing on the interpreter's lock.
     """
 
     def __init__(self, size: int, work: Callable[[Execution], None], name: str) -> None:
@@ -41,6 +44,7 @@ class Pool:
         self._at_work: set[int] = set()
         self._hanging = 0
         self._turns = 0
+        self._pace = Pace(lambda: self._turns, QUICK_OVER_S)
 
     def start(self) -> None:
         with self._lock:
@@ -121,7 +125,9 @@ class Pool:
                 # Before the look: who puts something while this is set relies on the look that follows.
                 self._waking = False
                 while self._take():
-                    pass
+                    if self._one_is_enough():
+                        self.hand_on()  # to one that stands by: what the others are in now may take long
+                        break
         except ThreadLost:
             pass
         finally:
@@ -130,11 +136,16 @@ class Pool:
 
     def _stand_by(self) -> None:
         """Wait while another thread takes what is ready so quickly that two would fight for the lock only."""
-        while self._ready and self._at_work:
-            turns, since = self._turns, time.monotonic()
+        while self._ready and self._one_is_enough():
+            turns = self._turns
             time.sleep(STAND_BY_S)
-            if self._turns - turns < QUICK_TURNS_PER_S * (time.monotonic() - since):
-                return
+            if self._turns == turns:
+                return  # it is in a step that blocks
+
+    def _one_is_enough(self) -> bool:
+        """Whether others than this thread, which has nothing to do, are at work, and come back as quickly as if they
+        were one."""
+        return bool(self._at_work) and self._pace.expected() > QUICK_TURNS_PER_S * QUICK_OVER_S
 
     def _wake(self) -> None:
         if not self._waking:

@@ -99,6 +99,7 @@ FLOORS: Mapping[str, set[str]] = {
         "held_over",
         "holdings",
         "janitor",
+        "pace",
         "pool",
         "scheduler",
         "scribe",

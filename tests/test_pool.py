@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from queue import Queue
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +14,8 @@ from working import Door, working
 from pgworkflows import Step, Steps, WorkflowEngine, claims, workflow
 from pgworkflows.columns import columns_of
 from pgworkflows.documents import spelled
+from pgworkflows.pace import Pace
+from pgworkflows.pool import Pool
 
 THREADS = 6
 
@@ -88,6 +91,45 @@ def test_a_step_that_blocks_among_quick_ones_holds_up_none_of_them(engine: Workf
         assert door.inside.is_set()
         door.open.set()
         assert engine.wait_for_run(held.id, timeout=30).output == "through the door"
+
+
+class TestWhereOneThreadIsEnough:
+    """By a pace that says so whatever happens: it is of the last moments, and what comes next may block for long."""
+
+    @pytest.fixture
+    def begun(self) -> Queue[Any]:
+        return Queue()
+
+    @pytest.fixture
+    def pool(self, begun: Queue[Any], door: Door, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+        def work(execution: Any) -> None:
+            begun.put(execution)
+            if execution == "blocks":
+                door.inside.set()
+                door.open.wait(20)
+            elif isinstance(execution, list):
+                pool.put(*execution)
+
+        monkeypatch.setattr(Pace, "expected", lambda self: 1_000_000)
+        pool = Pool(3, work, "test")
+        pool.start()
+        yield pool
+        door.open.set()
+        pool.close(20)
+
+    def test_what_comes_in_while_it_blocks_is_taken_by_the_others(self, pool: Pool, begun: Queue[Any]) -> None:
+        executions: list[Any] = ["blocks", "blocks", *range(20)]
+        pool.put(*executions)
+        assert [begun.get(timeout=20) for _ in executions] == executions
+
+    def test_what_another_puts_before_it_goes_to_sleep_is_not_left_to_the_one_that_blocks(
+        self, pool: Pool, begun: Queue[Any], door: Door
+    ) -> None:
+        executions: list[Any] = ["blocks", ["put by a thread of the pool"]]
+        pool.put(executions[0])
+        assert door.inside.wait(20)
+        pool.put(executions[1])
+        assert [begun.get(timeout=20) for _ in range(3)] == [*executions, "put by a thread of the pool"]
 
 
 def test_a_run_that_is_alone_is_written_by_the_thread_that_works_on_it(
