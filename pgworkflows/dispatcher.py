@@ -176,10 +176,10 @@ class Dispatcher(threading.Thread):
         elif capacity:
             if empty_handed and not claim.suspects and not claim.held and not self.idle.is_set():
                 # A run with a head start that nobody had before may lie below the mark: the next look tells.
-                if since is None:
-                    self.idle.set()
-                else:
+                if since is not None:
                     self._low_water.forget()
+                    return  # and that comes at once, for somebody may wait to be told
+                self.idle.set()
             self._rest(lanes, claim)
 
     def _register(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,9 +13,9 @@ from uuid import UUID, uuid4
 import psycopg
 import pytest
 from waiting import until
-from working import rows, value, working
+from working import Door, rows, value, working
 
-from pgworkflows import Step, Steps, WorkflowClient, WorkflowEngine, claims, workflow
+from pgworkflows import Step, Steps, WorkflowClient, WorkflowEngine, claims, dispatcher, workflow
 from pgworkflows.claims import Claim
 from pgworkflows.low_water import LONGEST_S, SHARE, LowWater
 
@@ -277,14 +278,25 @@ def test_a_quick_look_gives_no_mark(database_url: str, client: WorkflowClient, c
     assert value(database_url, "select count(*) from pgworkflows.queue") == 1
 
 
-def test_a_worker_is_idle_only_after_a_look_everywhere(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A run with a head start that nobody had when the mark was set lies below it."""
+@pytest.fixture
+def door() -> Door:
+    return Door()
+
+
+@pytest.fixture
+def slow_looks(database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After each look everywhere, as if it had taken long: a mark, for ten seconds."""
     honest = LowWater.looked
 
     def slow(self: LowWater, since: str | None, claim: Claim, now_s: float) -> None:
         honest(self, since, replace(claim, looked_s=LONGEST_S, mark=value(database_url, f"{NOW}::text")), now_s)
 
     monkeypatch.setattr(LowWater, "looked", slow)
+
+
+@pytest.mark.usefixtures("slow_looks")
+def test_a_worker_is_idle_only_after_a_look_everywhere(database_url: str) -> None:
+    """A run with a head start that nobody had when the mark was set lies below it."""
     with WorkflowEngine(database_url) as engine:
 
         @workflow("starter")
@@ -297,3 +309,25 @@ def test_a_worker_is_idle_only_after_a_look_everywhere(database_url: str, monkey
         run = engine.start_workflow(starter)
         engine.worker().run_until_idle(timeout=30)
         assert engine.get_run(engine.get_run(run.id).output).output == "done"
+
+
+@pytest.mark.usefixtures("slow_looks")
+def test_that_look_comes_at_once(database_url: str, door: Door, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also when the last run took so long that the worker has gone to sleep meanwhile, and looks rarely."""
+    monkeypatch.setattr(dispatcher, "LONGEST_LOOK_S", 3600.0)
+
+    def open_when_it_sleeps() -> None:
+        until(lambda: rows(database_url, "select queue from pgworkflows.sleepers"), "the worker sleeps")
+        door.open.set()
+
+    @workflow("long")
+    def long(step: Step) -> Steps[str]:
+        return (yield from step.run("door", door.enter))
+
+    with WorkflowEngine(database_url, workflows=[long]) as engine:
+        run = engine.start_workflow(long)
+        thread = threading.Thread(target=open_when_it_sleeps)
+        thread.start()
+        engine.worker(poll_interval="1 hour").run_until_idle(timeout=20)
+        thread.join()
+        assert engine.get_run(run.id).output == "through the door"
