@@ -19,6 +19,8 @@ from pgworkflows.errors import ConfigurationError
 Connection = psycopg.Connection[tuple[Any, ...]]
 
 MAX_IDLE_S = 600.0
+JUST_NOW_S = 0.001
+"""A connection that has been used so lately is not looked at before it is used again."""
 FIRST_PAUSE_S = 0.05
 LONGEST_PAUSE_S = 0.25
 
@@ -57,8 +59,9 @@ class Connections:
                     f"no connection was free within {self._patience_s:g} s: all {self._size} of this client are in use"
                 )
             self._in_use += 1
+            kept = self._idle.pop() if self._idle else None
         try:
-            return self._kept() or self._opened()
+            return self._kept(kept) or self._opened()
         except BaseException:
             with self._freed:
                 self._in_use -= 1
@@ -91,15 +94,16 @@ class Connections:
         for _, conn in idle:
             conn.close()
 
-    def _kept(self) -> Connection | None:
-        while True:
-            with self._freed:
-                if not self._idle:
-                    return None
-                _, conn = self._idle.pop()
-            if not has_ended(conn):
+    def _kept(self, kept: tuple[float, Connection] | None) -> Connection | None:
+        """This idle connection if it works, or else another one that does."""
+        while kept is not None:
+            used_at, conn = kept
+            if time.monotonic() - used_at < JUST_NOW_S or not has_ended(conn):
                 return conn
             conn.close()
+            with self._freed:
+                kept = self._idle.pop() if self._idle else None
+        return None
 
     def _is_one_free(self) -> bool:
         return self._in_use < self._size

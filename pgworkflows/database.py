@@ -278,6 +278,9 @@ class Database:
             self._let_go(own)
 
     def _opened(self) -> Connections:
+        own = self._own
+        if own is not None and own.owner == os.getpid():
+            return own
         with self._lock:
             if self._own is not None and self._own.owner != os.getpid():
                 self._let_go(self._own)

@@ -27,10 +27,12 @@ def options_of(workflow: WorkflowRef[Any, Any]) -> Mapping[str, Any] | None:
 
 
 @lru_cache(maxsize=1024)
-def fallback_of(workflow: WorkflowRef[Any, Any]) -> str | None:
-    """The same as JSON text, which goes along with each start."""
-    options = options_of(workflow)
-    return None if options is None else json.dumps(options)
+def fallback_of(workflow: WorkflowRef[Any, Any] | None) -> Mapping[str, str | None]:
+    """The same as texts, which go along with each start; empty where there is nothing to say."""
+    options = {} if workflow is None else options_of(workflow) or {}
+    return {
+        name: value if value is None or isinstance(value, str) else json.dumps(value) for name, value in options.items()
+    }
 
 
 def declarations(

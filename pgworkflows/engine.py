@@ -9,7 +9,7 @@ from typing import Any
 
 from pgworkflows.client import WorkflowClient
 from pgworkflows.database import Pool
-from pgworkflows.declarations import declarations, fallback_of, literal_ids
+from pgworkflows.declarations import declarations, literal_ids
 from pgworkflows.definition import Workflow, WorkflowRef
 from pgworkflows.durations import Duration, parse_positive_duration
 from pgworkflows.errors import WorkflowNotFoundError
@@ -18,7 +18,7 @@ from pgworkflows.payloads import PayloadCodec
 from pgworkflows.plugins import Plugin
 from pgworkflows.registry import WorkflowRegistry
 from pgworkflows.schema import DEFAULT_SCHEMA
-from pgworkflows.starting import checked_ref
+from pgworkflows.starting import Target, checked_ref
 from pgworkflows.worker import BackgroundWorker, Worker
 
 
@@ -110,26 +110,28 @@ class WorkflowEngine(WorkflowClient):
         """The workflows by id, as they are now."""
         return self._registry.snapshot()
 
-    def _prepared(self, workflow: WorkflowRef[Any, Any] | str, input: Any) -> tuple[str, str, str | None]:
+    def _target(self, workflow: WorkflowRef[Any, Any] | str) -> Target:
+        """As it is registered here. A reference may also be to a workflow of another program's."""
         if isinstance(workflow, str):
-            known = self._registry.get(checked_identifier(workflow, "the workflow id"))
+            known = self._known(checked_identifier(workflow, "the workflow id"))
             if known is None:
                 raise _not_registered(workflow)
-            return super()._prepared(known, input)
-        if isinstance(workflow, Workflow) and self._registry.get(workflow.id) is not workflow:
-            raise _not_registered(workflow.id)
+            return Target(workflow, known, known)
         checked_ref(workflow)
-        if workflow.input_schema is None:
-            # A reference without a schema takes anything; the handler's annotation, where it is known, tells more.
-            workflow = self._registry.get(workflow.id) or workflow
-        workflow_id, text, fallback = super()._prepared(workflow, input)
-        known = self._registry.get(workflow_id)
-        return workflow_id, text, fallback if known is None else fallback_of(known)
+        known = self._known(workflow.id)
+        if known is None:
+            if isinstance(workflow, Workflow):
+                raise _not_registered(workflow.id)
+            return Target(workflow.id, workflow, workflow)
+        if known is workflow:
+            return Target(workflow.id, known, known)
+        if isinstance(workflow, Workflow):
+            raise _not_registered(workflow.id)
+        # A reference without a schema takes anything; the handler's annotation tells more.
+        return Target(workflow.id, known if workflow.input_schema is None else workflow, known)
 
-    def _headers(self, workflow: WorkflowRef[Any, Any] | str) -> str | None:
-        workflow_id = getattr(workflow, "id", workflow)
-        known = self._registry.get(workflow_id) if isinstance(workflow_id, str) else None
-        return super()._headers(known or workflow)
+    def _known(self, workflow_id: str, /) -> Workflow[Any, Any] | None:
+        return self._registry.get(workflow_id)
 
     @property
     def _lanes(self) -> Mapping[str, str]:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from pgworkflows.borrowed import borrowed
 from pgworkflows.database import Database, Executor, Reads
+from pgworkflows.definition import Workflow
 from pgworkflows.errors import WorkflowEngineError, WorkflowRunNotFoundError
 from pgworkflows.limits import quoted
 from pgworkflows.store import Store
@@ -28,6 +29,10 @@ class Operations:
     def _reads(self) -> Executor:
         """For what changes nothing."""
         return Reads(self._database)
+
+    def _known(self, _workflow_id: str, /) -> Workflow[Any, Any] | None:
+        """The workflow of that id, where its code is."""
+        return None
 
     def _joins(self, connection: Any) -> bool:
         """Whether a call is part of a transaction that its caller ends."""

@@ -64,7 +64,8 @@ class ScheduleOperations(Operations):
         `connection` in the caller's transaction. Raises WorkflowNotFoundError if the workflow has no schedule, and
         WorkflowRunInProgressError if it is a singleton with an unfinished run."""
         workflow_id = _key(workflow)
-        params = (workflow_id, self._headers(workflow), "true" if self._joins(connection) else "false")
+        headers = self._headers(self._known(workflow_id) or workflow)
+        params = (workflow_id, headers, "true" if self._joins(connection) else "false")
         [(outcome, text)] = self._fetch_schedules("trigger_schedule", params, connection)
         if outcome == "not_found":
             raise _not_found(workflow_id)
@@ -100,7 +101,7 @@ class ScheduleOperations(Operations):
     def _fetch_schedules(self, name: str, params: tuple[object, ...], connection: Any) -> list[tuple[Any, ...]]:
         return self._executor(connection).fetch(statement(name, self.schema), params)
 
-    def _headers(self, workflow: WorkflowRef[Any, Any] | str) -> str | None:
+    def _headers(self, code: WorkflowRef[Any, Any] | str) -> str | None:
         """What plugins send along with a start, as JSON text."""
         raise NotImplementedError
 

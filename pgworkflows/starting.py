@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterable, Mapping
 from datetime import datetime
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel
 
@@ -25,6 +25,15 @@ from pgworkflows.starts import StartRequest, StartTerms, in_progress, optional_n
 from pgworkflows.store import Outcome
 
 I = TypeVar("I")  # noqa: E741
+
+
+class Target(NamedTuple):
+    """The workflow of a start: what checks its inputs, if they are not any JSON, and what its options and its plugins
+    are taken from, as far as they are known here."""
+
+    id: str
+    schema: WorkflowRef[Any, Any] | None
+    code: WorkflowRef[Any, Any] | None
 
 
 class StartOperations(Operations):
@@ -57,6 +66,7 @@ class StartOperations(Operations):
         and, while a singleton workflow has an unfinished run, WorkflowRunInProgressError; all before anything is
         written.
         """
+        target = self._target(workflow)
         terms = StartTerms.build(
             resource_id=resource_id,
             priority=priority,
@@ -66,13 +76,17 @@ class StartOperations(Operations):
             singleton=singleton,
             delay=delay,
             run_at=run_at,
-            headers=self._headers(workflow),
+            headers=self._headers(target.code),
         )
-        key = optional_name(idempotency_key, "idempotency_key")
-        workflow_id, text, fallback = self._prepared(workflow, input)
-        request = StartRequest(workflow_id, self._sealed(workflow_id, text), key, terms, fallback)
+        request = StartRequest(
+            target.id,
+            self._stored(target, input),
+            optional_name(idempotency_key, "idempotency_key"),
+            terms,
+            fallback_of(target.code),
+        )
         outcome = self._store.start_workflow(self._executor(connection), request, borrowed=self._joins(connection))
-        return _started(outcome, workflow_id)
+        return _started(outcome, target.id)
 
     def start_workflows(
         self,
@@ -95,6 +109,7 @@ class StartOperations(Operations):
         `idempotency_keys` has one for each input, or None for those without. Otherwise as `start_workflow`: what is
         wrong with one input or key starts nothing.
         """
+        target = self._target(workflow)
         terms = StartTerms.build(
             resource_id=resource_id,
             priority=priority,
@@ -104,7 +119,7 @@ class StartOperations(Operations):
             singleton=singleton,
             delay=delay,
             run_at=run_at,
-            headers=self._headers(workflow),
+            headers=self._headers(target.code),
         )
         given: object = inputs
         if isinstance(given, str | bytes | Mapping | BaseModel):
@@ -115,37 +130,40 @@ class StartOperations(Operations):
         keys = [None] * len(values) if idempotency_keys is None else list(idempotency_keys)
         if len(keys) != len(values):
             raise ValueError(f"there are {len(values)} inputs, but {len(keys)} idempotency_keys: give one for each")
+        fallback = fallback_of(target.code)
         requests: list[StartRequest] = []
         for number, (value, key) in enumerate(zip(values, keys, strict=True)):
             try:
-                workflow_id, plain, fallback = self._prepared(workflow, value)
-                text = self._sealed(workflow_id, plain)
+                text = self._stored(target, value)
                 name = optional_name(key, "idempotency_key")
             except Exception as error:
                 _say_which(error, number)
                 raise
-            requests.append(StartRequest(workflow_id, text, name, terms, fallback))
+            requests.append(StartRequest(target.id, text, name, terms, fallback))
         if not requests:
             return []
         outcomes = self._store.start_workflows(self._executor(connection), requests, borrowed=self._joins(connection))
-        return [_started(outcome, requests[0].workflow_id) for outcome in outcomes]
+        return [_started(outcome, target.id) for outcome in outcomes]
 
-    def _prepared(self, workflow: WorkflowRef[Any, Any] | str, input: Any) -> tuple[str, str, str | None]:
-        """The workflow's id, the input, and the options that the workflow's code gives, as JSON text."""
+    def _target(self, workflow: WorkflowRef[Any, Any] | str) -> Target:
+        """What is to be started. Raises TypeError, ValueError or WorkflowNotFoundError."""
         if isinstance(workflow, str):
-            workflow_id = checked_identifier(workflow, "the workflow id")
-            return workflow_id, PLAIN.encode(input, f"the input of workflow {workflow_id!r}"), None
+            return Target(checked_identifier(workflow, "the workflow id"), None, None)
         checked_ref(workflow)
-        return workflow.id, workflow.validate_input(input)[0], fallback_of(workflow)
+        return Target(workflow.id, workflow, workflow)
 
-    def _sealed(self, workflow_id: str, text: str) -> str:
-        """An input as it is stored. Raises SerializationError."""
-        return self.payloads.seal(text, f"the input of workflow {workflow_id!r}") if self.payloads.writes else text
+    def _stored(self, target: Target, input: Any) -> str:
+        """An input as it is stored. Raises InvalidInputError or SerializationError."""
+        if target.schema is None:
+            text = PLAIN.encode(input, f"the input of workflow {target.id!r}")
+        else:
+            text, _ = target.schema.validate_input(input)
+        return self.payloads.seal(text, f"the input of workflow {target.id!r}") if self.payloads.writes else text
 
-    def _headers(self, workflow: WorkflowRef[Any, Any] | str) -> str | None:
+    def _headers(self, code: WorkflowRef[Any, Any] | str | None) -> str | None:
         """What plugins send along with a start, as JSON text: those given here, and those of the workflow."""
-        inner = workflow.plugins if isinstance(workflow, Workflow) else ()
-        headers = injected((*self.plugins, *inner), self.logger)
+        plugins = (*self.plugins, *code.plugins) if isinstance(code, Workflow) else self.plugins
+        headers = injected(plugins, self.logger) if plugins else None
         return json.dumps(headers, ensure_ascii=False) if headers else None
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from datetime import MAXYEAR, datetime, timedelta
+from typing import NamedTuple
 
 from pgworkflows.durations import Duration, parse_duration, parse_moment, parse_positive_duration
 from pgworkflows.errors import WorkflowRunInProgressError
@@ -11,8 +12,7 @@ from pgworkflows.limits import checked_flag, checked_identifier, checked_priorit
 from pgworkflows.runs import WorkflowRun
 
 
-@dataclass(frozen=True)
-class StartTerms:
+class StartTerms(NamedTuple):
     """The options of a start; None leaves one to the workflow's declaration. `headers` is JSON text."""
 
     resource_id: str | None = None
@@ -55,16 +55,15 @@ class StartTerms:
         )
 
 
-@dataclass(frozen=True)
-class StartRequest:
-    """What a start writes. `input` is JSON text; so is `fallback`: options that the workflow's own code gives, used
-    unless a declaration is stored."""
+class StartRequest(NamedTuple):
+    """What a start writes. `input` is JSON text; `fallback` has the options that the workflow's own code gives, as
+    texts, used unless a declaration is stored."""
 
     workflow_id: str
     input: str
     idempotency_key: str | None
     terms: StartTerms
-    fallback: str | None
+    fallback: Mapping[str, str | None]
 
 
 def optional_name(value: str | None, what: str) -> str | None:

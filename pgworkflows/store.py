@@ -47,13 +47,24 @@ class Store:
         self.payloads = payloads
 
     def start_workflow(self, executor: Executor, request: StartRequest, *, borrowed: bool) -> Outcome:
+        otherwise = request.fallback.get
         params = {
             "workflow": request.workflow_id,
             "input": request.input,
             "idempotency_key": request.idempotency_key,
-            **_terms(request.terms, request.fallback, borrowed=borrowed),
+            **_terms(request.terms, borrowed=borrowed),
+            "else_queue": otherwise("queue"),
+            "else_priority": otherwise("priority"),
+            "else_retries": otherwise("retries"),
+            "else_timeout": otherwise("timeout"),
+            "else_singleton": otherwise("singleton"),
         }
-        return self._outcome(executor, "start_workflow", params)
+        [(text,)] = executor.fetch(self._sql("start_workflow"), params)
+        answer = json.loads(text)
+        if isinstance(answer, list):
+            return Outcome("started", _just_started(request, answer, self.payloads))
+        run = answer["run"]
+        return Outcome(answer["outcome"], None if run is None else _run_from(run, text, self.payloads))
 
     def start_workflows(self, executor: Executor, requests: Sequence[StartRequest], *, borrowed: bool) -> list[Outcome]:
         """Start all, which differ in input and key only; or none, then the one outcome says what is in the way."""
@@ -62,7 +73,8 @@ class Store:
         params = {
             "workflow": first.workflow_id,
             "items": f"[{items}]",
-            **_terms(first.terms, first.fallback, borrowed=borrowed),
+            **_terms(first.terms, borrowed=borrowed),
+            "fallback": json.dumps(first.fallback) if first.fallback else None,
         }
         rows = executor.fetch(self._sql("start_workflows"), params)
         return [Outcome(outcome, None if run is None else self._run(run)) for outcome, run in rows]
@@ -171,18 +183,17 @@ class Store:
         return statement(name, self.schema)
 
 
-def _terms(terms: StartTerms, fallback: str | None, *, borrowed: bool) -> dict[str, object]:
+def _terms(terms: StartTerms, *, borrowed: bool) -> dict[str, object]:
     return {
         "resource_id": terms.resource_id,
-        "priority": terms.priority,
-        "retries": terms.retries,
+        "priority": None if terms.priority is None else str(terms.priority),
+        "retries": None if terms.retries is None else str(terms.retries),
         "timeout": interval_text(terms.timeout),
         "queue": terms.queue,
         "singleton": None if terms.singleton is None else _flag(terms.singleton),
         "delay": interval_text(terms.delay),
         "run_at": None if terms.run_at is None else terms.run_at.isoformat(),
         "headers": terms.headers,
-        "fallback": fallback,
         "borrowed": _flag(borrowed),
     }
 
@@ -197,7 +208,46 @@ def interval_text(duration: timedelta | None) -> str | None:
 
 def run_from_json(text: str, payloads: Payloads) -> WorkflowRun:
     """A row of `runs` that the server wrote as JSON. A payload that nobody here can decode stays as it is."""
-    row = json.loads(text)
+    return _run_from(json.loads(text), text, payloads)
+
+
+def _just_started(request: StartRequest, said: Sequence[Any], payloads: Payloads) -> WorkflowRun:
+    """The run of a start that met nothing in its way: what was asked for, and what `start_at_once` says besides."""
+    run_id, created_at, queue, priority, retries, singleton, scheduled_at, timeout_at = said
+    created = moment_from(created_at)
+    given = json.loads(request.input)
+    return _run_of(
+        {
+            "id": UUID(run_id),
+            "workflow_id": request.workflow_id,
+            "status": RunStatus.PENDING,
+            "input": payloads.shown(given) if ENCODED in request.input else given,
+            "output": None,
+            "error": None,
+            "resource_id": request.terms.resource_id,
+            "idempotency_key": request.idempotency_key,
+            "queue": queue,
+            "priority": priority,
+            "singleton": singleton,
+            "current_step_id": None,
+            "retry_count": 0,
+            "max_retries": retries,
+            "parent_run_id": None,
+            "parent_step_id": None,
+            "scheduled_at": moment_from(scheduled_at),
+            "timeout_at": moment_from(timeout_at),
+            "created_at": created,
+            "started_at": None,
+            "updated_at": created,
+            "paused_at": None,
+            "resumed_at": None,
+            "completed_at": None,
+        }
+    )
+
+
+def _run_from(row: dict[str, Any], text: str, payloads: Payloads) -> WorkflowRun:
+    """A row of `runs` as JSON, which stands in that text."""
     if ENCODED in text:
         row["input"], row["output"] = payloads.shown(row["input"]), payloads.shown(row["output"])
         row["error"] = payloads.shown_error(row["error"])
@@ -209,6 +259,10 @@ def run_from_json(text: str, payloads: Payloads) -> WorkflowRun:
     values["status"] = RunStatus(values["status"])
     if values["parent_run_id"] is not None:
         values["parent_run_id"] = UUID(values["parent_run_id"])
+    return _run_of(values)
+
+
+def _run_of(values: Mapping[str, Any]) -> WorkflowRun:
     run = object.__new__(WorkflowRun)
     run.__dict__.update(values)  # its own __init__ sets one field of a frozen dataclass after the other
     return run

@@ -108,6 +108,7 @@ KINDS = ("client", "worker", "reader")
 CLIENTS, WORKERS, NOBODY = {"client", "worker"}, {"worker"}, set[str]()
 FUNCTIONS: dict[str, set[str]] = {
     "start_workflow": CLIENTS,
+    "start_at_once": CLIENTS,
     "try_start_workflow": CLIENTS,
     "try_start_workflows": CLIENTS,
     "trigger_event": CLIENTS,
@@ -601,6 +602,12 @@ class TestOthersRuns:
                 [key],
             ).fetchall()
             assert answer == "(conflict,)"
+            [(answer,)] = conn.execute(
+                "select pgworkflows.start_at_once('secret', null, null, %s, null, null, null, null, null, null, null, "
+                "null, null, null, null, null, null, false)",
+                [key],
+            ).fetchall()
+            assert json.loads(answer) == {"outcome": "conflict", "run": None}
 
     def test_a_singleton_in_progress_tells_no_more_than_that(self, estate: Estate) -> None:
         with estate.client("neighbour") as neighbour, estate.client() as client:
@@ -726,6 +733,30 @@ class TestHostileClients:
         call = f"select pgworkflows.try_start_workflow({', '.join([argument, *others])})"
         with pytest.raises(psycopg.Error, match=reason):
             conn.execute(call.encode(), [given])
+        assert value(estate.admin, "select count(*) from pgworkflows.runs") == before
+
+    @pytest.mark.parametrize(
+        ("argument", "given", "reason"),
+        [
+            *(each for each in REFUSED if not each[0].startswith(("fallback", "schedule_tick"))),
+            ("else_timeout => %s::interval", "-1 day", "timeout"),
+            ("else_priority => %s::integer", "100000", "priority"),
+        ],
+    )
+    def test_nor_does_the_start_of_our_client_let_it_pass(
+        self, estate: Estate, conn: psycopg.Connection, argument: str, given: str, reason: str
+    ) -> None:
+        names = (
+            *("workflow", "input", "resource_id", "idempotency_key", "priority", "retries", "timeout", "queue"),
+            *("singleton", "delay", "run_at", "headers", "borrowed"),
+            *("else_queue", "else_priority", "else_retries", "else_timeout", "else_singleton"),
+        )
+        named = argument.split(" => ")[0]
+        plain = {"workflow": "'w'", "borrowed": "true"}
+        others = [f"{name} => {plain.get(name, 'null')}" for name in names if name != named]
+        before = value(estate.admin, "select count(*) from pgworkflows.runs")
+        with pytest.raises(psycopg.Error, match=reason):
+            conn.execute(f"select pgworkflows.start_at_once({', '.join([argument, *others])})".encode(), [given])
         assert value(estate.admin, "select count(*) from pgworkflows.runs") == before
 
     def test_and_so_are_such_inputs_of_many_and_such_events(self, conn: psycopg.Connection, run: UUID) -> None:

@@ -214,6 +214,39 @@ def test_a_reference_says_it_where_nothing_is_declared(database_url: str) -> Non
         workflow_ref("other", singleton=1)  # type: ignore[call-overload]  # that is what is refused
 
 
+@pytest.mark.parametrize("declared", [True, False], ids=["declared", "not declared"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"idempotency_key": "k", "resource_id": "user-1"},
+        {"priority": "low", "retries": 0, "timeout": "90 minutes", "queue": "slow", "singleton": True},
+        {"delay": "1 hour", "timeout": "1 day"},
+        {"delay": "0 seconds"},
+        {"run_at": "2001-02-03T04:05:06.789+02:00"},
+        {"run_at": "9998-12-30T00:00:00Z", "timeout": "104 weeks"},
+    ],
+    ids=lambda options: ", ".join(options) or "nothing",
+)
+def test_a_start_returns_the_run_as_it_is_stored(
+    engine: WorkflowEngine, options: dict[str, Any], declared: bool
+) -> None:
+    if declared:
+        engine.worker().run_until_idle(timeout=20)
+        assert engine.get_runs(limit=1).items == []
+    given = Order(number=12345678901234567890, note="é\u2028 \N{EGYPTIAN HIEROGLYPH A001}")
+    assert rows(engine.conninfo, "select id from pgworkflows.workflows where id = 'ship'") == ([("ship",)] * declared)
+    run = engine.start_workflow(ship, given, **options)
+    assert run == engine.get_run(run.id)
+    assert run.queue == options.get("queue", "orders")
+    with psycopg.connect(engine.conninfo, options="-c timezone=Asia/Kathmandu -c intervalstyle=iso_8601") as conn:
+        again = {**options, "idempotency_key": "another", "singleton": False}
+        theirs = engine.start_workflow("ship", given.model_dump(), connection=conn, **again)
+        existing = engine.start_workflow("ship", given.model_dump(), connection=conn, **again)
+        conn.commit()
+    assert theirs == existing == engine.get_run(theirs.id)
+
+
 def test_the_refusal_does_not_abort_the_callers_transaction(engine: WorkflowEngine) -> None:
     running = engine.start_workflow(report)
     with psycopg.connect(engine.conninfo) as conn:

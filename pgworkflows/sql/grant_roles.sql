@@ -14,8 +14,8 @@ declare
     ];
     -- These read and write tables, with the rights of their owner.
     client_acts constant text[] := array[
-        'try_start_workflow', 'try_start_workflows', 'try_trigger_event', 'try_pause_workflow', 'try_resume_workflow',
-        'try_cancel_workflow', 'try_retry_workflow'
+        'start_at_once', 'try_start_workflow', 'try_start_workflows', 'try_trigger_event', 'try_pause_workflow',
+        'try_resume_workflow', 'try_cancel_workflow', 'try_retry_workflow'
     ];
     worker_acts constant text[] := array[
         'try_fast_forward_workflow', 'try_pause_schedule', 'try_resume_schedule', 'try_trigger_schedule',
