@@ -2,6 +2,11 @@
 -- A start meets nothing that is in its way, as a rule. Then it is three statements, and the caller knows most of the run:
 -- its answer says the rest. A third less of a start's time than a row of `runs` that is taken apart and spelled as JSON.
 
+-- A run is written three times: when it starts, is claimed, and ends. In a page that has room for the later versions they
+-- need no index entries of their own: 89 of 100 then, 37 before. A run of five steps costs the server a tenth less, and a
+-- finished one takes a fifth less of the disk, dead space included.
+alter table pgworkflows.runs set (fillfactor = 50);
+
 create function pgworkflows.start_at_once(
     workflow text,
     input json,
