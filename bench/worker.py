@@ -17,9 +17,9 @@ from unittest import mock
 
 import psycopg
 
-from bench.work import value
+from bench.work import UNFINISHED, value
 from bench.workflows import WORKFLOWS
-from pgworkflows import Worker, WorkflowEngine, claims
+from pgworkflows import Worker, Workflow, WorkflowEngine, claims
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,19 @@ def worker_process(engine: WorkflowEngine, claims_to: Path | None = None) -> Ite
         yield worker
 
 
-def drain_by_process(engine: WorkflowEngine) -> float:
-    """Have all runs finished by a worker process; how long it took from its first claim on, in seconds."""
-    with _process(engine), psycopg.connect(engine.conninfo, autocommit=True) as conn:
-        while conn.execute("select from pgworkflows.queue limit 1").fetchone() is not None:
-            time.sleep(0.005)
-        took = conn.execute("select extract(epoch from clock_timestamp() - min(started_at)) from pgworkflows.runs")
-        [(seconds,)] = took.fetchall()
+def drained_by_process(engine: WorkflowEngine, workflow: Workflow[None, Any], runs: int) -> float:
+    """How long a worker process takes for so many runs that are there at once, in seconds, from its first claim on. It
+    has worked on as many before."""
+    with worker_process(engine), psycopg.connect(engine.conninfo, autocommit=True) as conn:
+        for _ in range(2):
+            first, *_ = engine.start_workflows(workflow, [None] * runs)
+            while conn.execute(UNFINISHED).fetchone() is not None:
+                time.sleep(0.005)
+            took = conn.execute(
+                "select extract(epoch from clock_timestamp() - min(started_at)) from pgworkflows.runs where id >= %s",
+                (first.id,),
+            )
+            [(seconds,)] = took.fetchall()
     return float(seconds)
 
 

@@ -19,14 +19,13 @@ class Pace:
 
     def expected(self) -> int:
         """How much it will be, for all that is known."""
-        counted = self._count() - self._counted
-        passed_s = time.monotonic() - self._since
+        count, now = self._count(), time.monotonic()
+        counted, passed_s = count - self._counted, now - self._since
         if passed_s < self._over_s:
             return max(self._before, counted)
-        self._before = round(counted * self._over_s / passed_s)
-        self._counted += counted
-        self._since += passed_s
-        return self._before
+        self._counted, self._since = count, now
+        self._before = expected = round(counted * self._over_s / passed_s)
+        return expected
 
     @property
     def rising(self) -> bool:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pgworkflows.engine import WorkflowEngine
 
 DEFAULT_THREADS = 16
-DEFAULT_MAX_RUNS = 1024
+DEFAULT_MAX_RUNS = 2048
 SIGNALS_EVERY_S = 0.25
 
 
