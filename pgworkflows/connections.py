@@ -37,7 +37,10 @@ class Connections:
         self._connect = connect
         self._size = size
         self._patience_s = patience_s
-        self._freed = Condition(Lock())
+        self._lock = Lock()
+        # The same lock: one that is free is taken without calling any Python code.
+        self._freed = Condition(self._lock)
+        self._waiting = 0
         self._in_use = 0
         # The most recently used last: the others grow old and are closed.
         self._idle: deque[tuple[float, Connection]] = deque()
@@ -53,19 +56,16 @@ class Connections:
 
     def getconn(self) -> Connection:
         """A connection that works, until `putconn`. Raises ConfigurationError."""
-        with self._freed:
-            if self._in_use >= self._size and not self._freed.wait_for(self._is_one_free, self._patience_s):
-                raise ConfigurationError(
-                    f"no connection was free within {self._patience_s:g} s: all {self._size} of this client are in use"
-                )
+        with self._lock:
+            if self._in_use >= self._size:
+                self._wait_for_one()
             self._in_use += 1
             kept = self._idle.pop() if self._idle else None
         try:
             return self._kept(kept) or self._opened()
         except BaseException:
-            with self._freed:
-                self._in_use -= 1
-                self._freed.notify()
+            with self._lock:
+                self._one_is_free()
             raise
 
     def putconn(self, conn: Connection) -> None:
@@ -73,21 +73,20 @@ class Connections:
         now = time.monotonic()
         old: list[Connection] = []
         usable = conn.pgconn.transaction_status == TransactionStatus.IDLE
-        with self._freed:
+        with self._lock:
             if usable and not self._closed:
                 self._idle.append((now, conn))
             else:
                 old.append(conn)
             while self._idle and now - self._idle[0][0] > MAX_IDLE_S:
                 old.append(self._idle.popleft()[1])
-            self._in_use -= 1
-            self._freed.notify()
+            self._one_is_free()
         for each in old:
             each.close()
 
     def close(self) -> None:
         """Close the connections, those in use when they are given back."""
-        with self._freed:
+        with self._lock:
             self._closed = True
             idle = list(self._idle)
             self._idle.clear()
@@ -101,12 +100,24 @@ class Connections:
             if time.monotonic() - used_at < JUST_NOW_S or not has_ended(conn):
                 return conn
             conn.close()
-            with self._freed:
+            with self._lock:
                 kept = self._idle.pop() if self._idle else None
         return None
 
-    def _is_one_free(self) -> bool:
-        return self._in_use < self._size
+    def _wait_for_one(self) -> None:
+        self._waiting += 1
+        try:
+            if not self._freed.wait_for(lambda: self._in_use < self._size, self._patience_s):
+                raise ConfigurationError(
+                    f"no connection was free within {self._patience_s:g} s: all {self._size} of this client are in use"
+                )
+        finally:
+            self._waiting -= 1
+
+    def _one_is_free(self) -> None:
+        self._in_use -= 1
+        if self._waiting:
+            self._freed.notify()
 
     def _opened(self) -> Connection:
         give_up = time.monotonic() + self._patience_s
