@@ -69,6 +69,7 @@ def drained_by_process(engine: WorkflowEngine, workflow: Workflow[None, Any], ru
     """How long a worker process takes for so many runs that are there at once, in seconds, from its first claim on. It
     has worked on as many before."""
     with worker_process(engine), psycopg.connect(engine.conninfo, autocommit=True) as conn:
+        took_s = 0.0
         for _ in range(2):
             first, *_ = engine.start_workflows(workflow, [None] * runs)
             while conn.execute(UNFINISHED).fetchone() is not None:
@@ -77,8 +78,8 @@ def drained_by_process(engine: WorkflowEngine, workflow: Workflow[None, Any], ru
                 "select extract(epoch from clock_timestamp() - min(started_at)) from pgworkflows.runs where id >= %s",
                 (first.id,),
             )
-            [(seconds,)] = took.fetchall()
-    return float(seconds)
+            took_s = float(took.fetchall()[0][0])
+    return took_s
 
 
 @contextmanager

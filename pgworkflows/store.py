@@ -60,7 +60,7 @@ class Store:
             "else_singleton": otherwise("singleton"),
         }
         [(text,)] = executor.fetch(self._sql("start_workflow"), params)
-        answer = json.loads(text)
+        answer: list[Any] | dict[str, Any] = json.loads(text)
         if isinstance(answer, list):
             return Outcome("started", _just_started(request, answer, self.payloads))
         run = answer["run"]
