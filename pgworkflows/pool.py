@@ -124,10 +124,8 @@ class Pool:
                 self._stand_by()
                 # Before the look: who puts something while this is set relies on the look that follows.
                 self._waking = False
-                while self._take():
-                    if self._one_is_enough():
-                        self.hand_on()  # to one that stands by: what the others are in now may take long
-                        break
+                while self._take_and_stay():
+                    pass
         except ThreadLost:
             pass
         finally:
@@ -136,16 +134,27 @@ class Pool:
 
     def _stand_by(self) -> None:
         """Wait while another thread takes what is ready so quickly that two would fight for the lock only."""
-        while self._ready and self._one_is_enough():
-            turns = self._turns
+        while self._ready and self._at_work and self._pace.expected() > QUICK_TURNS_PER_S * QUICK_OVER_S:
+            turns, since = self._turns, time.monotonic()
             time.sleep(STAND_BY_S)
-            if self._turns == turns:
-                return  # it is in a step that blocks
+            if not self._others_are_enough(turns, since):
+                return
 
-    def _one_is_enough(self) -> bool:
-        """Whether others than this thread, which has nothing to do, are at work, and come back as quickly as if they
-        were one."""
-        return bool(self._at_work) and self._pace.expected() > QUICK_TURNS_PER_S * QUICK_OVER_S
+    def _take_and_stay(self) -> bool:
+        """Work on an execution; whether to look for another one."""
+        turns, since = self._turns + 1, time.monotonic()
+        if not self._take():
+            return False
+        if self._others_are_enough(turns, since):
+            self.hand_on()  # to one that stands by: what they are in now may take long
+            return False
+        return True
+
+    def _others_are_enough(self, turns: int, since: float) -> bool:
+        """Whether those at work, which this thread is not, have all come back since then as quickly as a thread that
+        waits for nothing. One that blocks has not, and many that wait side by side have not either."""
+        others = len(self._at_work)
+        return others > 0 and self._turns - turns > QUICK_TURNS_PER_S * (time.monotonic() - since) * others
 
     def _wake(self) -> None:
         if not self._waking:

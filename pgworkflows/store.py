@@ -186,8 +186,8 @@ class Store:
 def _terms(terms: StartTerms, *, borrowed: bool) -> dict[str, object]:
     return {
         "resource_id": terms.resource_id,
-        "priority": None if terms.priority is None else str(terms.priority),
-        "retries": None if terms.retries is None else str(terms.retries),
+        "priority": None if terms.priority is None else str(int(terms.priority)),
+        "retries": None if terms.retries is None else str(int(terms.retries)),
         "timeout": interval_text(terms.timeout),
         "queue": terms.queue,
         "singleton": None if terms.singleton is None else _flag(terms.singleton),

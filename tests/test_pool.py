@@ -94,37 +94,52 @@ def test_a_step_that_blocks_among_quick_ones_holds_up_none_of_them(engine: Workf
 
 
 class TestWhereOneThreadIsEnough:
-    """By a pace that says so whatever happens: it is of the last moments, and what comes next may block for long."""
+    """And where not, though it seems so: what a thread is in now may take long."""
 
     @pytest.fixture
     def begun(self) -> Queue[Any]:
         return Queue()
 
     @pytest.fixture
-    def pool(self, begun: Queue[Any], door: Door, monkeypatch: pytest.MonkeyPatch) -> Iterator[Pool]:
+    def pool(self, begun: Queue[Any], door: Door) -> Iterator[Pool]:
         def work(execution: Any) -> None:
             begun.put(execution)
             if execution == "blocks":
                 door.inside.set()
-                door.open.wait(20)
+                door.open.wait(60)
             elif isinstance(execution, list):
                 pool.put(*execution)
 
-        monkeypatch.setattr(Pace, "expected", lambda self: 1_000_000)
         pool = Pool(3, work, "test")
-        pool.start()
         yield pool
         door.open.set()
         pool.close(20)
 
-    def test_what_comes_in_while_it_blocks_is_taken_by_the_others(self, pool: Pool, begun: Queue[Any]) -> None:
+    def test_what_comes_in_while_it_blocks_is_taken_by_the_others(
+        self, pool: Pool, begun: Queue[Any], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Pace, "expected", lambda self: 1_000_000)
+        pool.start()
         executions: list[Any] = ["blocks", "blocks", *range(20)]
         pool.put(*executions)
         assert [begun.get(timeout=20) for _ in executions] == executions
 
-    def test_what_another_puts_before_it_goes_to_sleep_is_not_left_to_the_one_that_blocks(
-        self, pool: Pool, begun: Queue[Any], door: Door
+    def test_one_that_blocks_keeps_no_other_from_going_on(
+        self, pool: Pool, begun: Queue[Any], door: Door, monkeypatch: pytest.MonkeyPatch
     ) -> None:
+        monkeypatch.setattr("pgworkflows.pool.STAND_BY_S", 3600.0)
+        monkeypatch.setattr(Pace, "expected", lambda self: 1_000_000 * (begun.qsize() > 1))
+        pool.start()
+        pool.put("blocks")
+        assert door.inside.wait(20)
+        pool.put(*range(50))
+        assert {begun.get(timeout=20) for _ in range(51)} == {"blocks", *range(50)}
+
+    def test_what_it_puts_before_it_goes_to_sleep_is_not_left_to_one_that_blocks(
+        self, pool: Pool, begun: Queue[Any], door: Door, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Pool, "_others_are_enough", lambda self, turns, since: bool(self._at_work))
+        pool.start()
         executions: list[Any] = ["blocks", ["put by a thread of the pool"]]
         pool.put(executions[0])
         assert door.inside.wait(20)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from typing import Any
 
 import psycopg
@@ -245,6 +246,16 @@ def test_a_start_returns_the_run_as_it_is_stored(
         existing = engine.start_workflow("ship", given.model_dump(), connection=conn, **again)
         conn.commit()
     assert theirs == existing == engine.get_run(theirs.id)
+
+
+class Urgency(int, Enum):
+    HIGH = 100
+
+
+def test_a_number_may_be_a_member_of_an_enum(engine: WorkflowEngine) -> None:
+    run = engine.start_workflow(ship, Order(number=1), priority=Urgency.HIGH)
+    several = engine.start_workflows(ship, [Order(number=1)], priority=Urgency.HIGH)
+    assert [each.priority for each in (run, *several)] == [100, 100]
 
 
 def test_the_refusal_does_not_abort_the_callers_transaction(engine: WorkflowEngine) -> None:
