@@ -134,11 +134,11 @@ class Pool:
 
     def _stand_by(self) -> None:
         """Wait while another thread takes what is ready so quickly that two would fight for the lock only."""
-        while self._ready and self._at_work and self._pace.expected() > QUICK_TURNS_PER_S * QUICK_OVER_S:
-            turns, since = self._turns, time.monotonic()
+        while self._ready and self._pace.expected() > QUICK_TURNS_PER_S * QUICK_OVER_S * len(self._at_work) > 0:
+            turns = self._turns
             time.sleep(STAND_BY_S)
-            if not self._others_are_enough(turns, since):
-                return
+            if self._turns == turns:
+                return  # it is in a step that blocks
 
     def _take_and_stay(self) -> bool:
         """Work on an execution; whether to look for another one."""
