@@ -718,45 +718,36 @@ class TestHostileClients:
         ("queue => %s", "x" * 257, "identifier"),
     )
 
-    @pytest.mark.parametrize(("argument", "given", "reason"), REFUSED)
-    def test_what_a_worker_could_not_read_is_refused_also_without_our_client(
-        self, estate: Estate, conn: psycopg.Connection, argument: str, given: str, reason: str
-    ) -> None:
-        names = (
-            *("workflow", "input", "resource_id", "idempotency_key", "priority", "retries", "timeout", "queue"),
-            *("singleton", "delay", "run_at", "schedule_tick", "headers", "fallback", "borrowed"),
-        )
-        named = argument.split(" => ")[0]
-        plain = {"workflow": "'w'", "borrowed": "true"}
-        others = [f"{name} => {plain.get(name, 'null')}" for name in names if name != named]
-        before = value(estate.admin, "select count(*) from pgworkflows.runs")
-        call = f"select pgworkflows.try_start_workflow({', '.join([argument, *others])})"
-        with pytest.raises(psycopg.Error, match=reason):
-            conn.execute(call.encode(), [given])
-        assert value(estate.admin, "select count(*) from pgworkflows.runs") == before
+    OF_EVERY_START = (
+        *("workflow", "input", "resource_id", "idempotency_key", "priority", "retries", "timeout", "queue"),
+        *("singleton", "delay", "run_at", "headers", "borrowed"),
+    )
+    OF_A_START = {
+        "try_start_workflow": (*OF_EVERY_START, "schedule_tick", "fallback"),
+        "start_at_once": (
+            *OF_EVERY_START,
+            *("else_queue", "else_priority", "else_retries", "else_timeout", "else_singleton"),
+        ),
+    }
 
     @pytest.mark.parametrize(
-        ("argument", "given", "reason"),
+        ("function", "argument", "given", "reason"),
         [
-            *(each for each in REFUSED if not each[0].startswith(("fallback", "schedule_tick"))),
-            ("else_timeout => %s::interval", "-1 day", "timeout"),
-            ("else_priority => %s::integer", "100000", "priority"),
+            *(("try_start_workflow", *each) for each in REFUSED),
+            *(("start_at_once", *each) for each in REFUSED if not each[0].startswith(("fallback", "schedule_tick"))),
+            ("start_at_once", "else_timeout => %s::interval", "-1 day", "timeout"),
+            ("start_at_once", "else_priority => %s::integer", "100000", "priority"),
         ],
     )
-    def test_nor_does_the_start_of_our_client_let_it_pass(
-        self, estate: Estate, conn: psycopg.Connection, argument: str, given: str, reason: str
+    def test_what_a_worker_could_not_read_is_refused_also_without_our_client(
+        self, estate: Estate, conn: psycopg.Connection, function: str, argument: str, given: str, reason: str
     ) -> None:
-        names = (
-            *("workflow", "input", "resource_id", "idempotency_key", "priority", "retries", "timeout", "queue"),
-            *("singleton", "delay", "run_at", "headers", "borrowed"),
-            *("else_queue", "else_priority", "else_retries", "else_timeout", "else_singleton"),
-        )
         named = argument.split(" => ")[0]
         plain = {"workflow": "'w'", "borrowed": "true"}
-        others = [f"{name} => {plain.get(name, 'null')}" for name in names if name != named]
+        others = [f"{name} => {plain.get(name, 'null')}" for name in self.OF_A_START[function] if name != named]
         before = value(estate.admin, "select count(*) from pgworkflows.runs")
         with pytest.raises(psycopg.Error, match=reason):
-            conn.execute(f"select pgworkflows.start_at_once({', '.join([argument, *others])})".encode(), [given])
+            conn.execute(f"select pgworkflows.{function}({', '.join([argument, *others])})".encode(), [given])
         assert value(estate.admin, "select count(*) from pgworkflows.runs") == before
 
     def test_and_so_are_such_inputs_of_many_and_such_events(self, conn: psycopg.Connection, run: UUID) -> None:
