@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 from uuid import UUID
 
 import psycopg
@@ -722,7 +722,7 @@ class TestHostileClients:
         *("workflow", "input", "resource_id", "idempotency_key", "priority", "retries", "timeout", "queue"),
         *("singleton", "delay", "run_at", "headers", "borrowed"),
     )
-    OF_A_START = {
+    OF_A_START: ClassVar[dict[str, tuple[str, ...]]] = {
         "try_start_workflow": (*OF_EVERY_START, "schedule_tick", "fallback"),
         "start_at_once": (
             *OF_EVERY_START,
